@@ -1,0 +1,45 @@
+"""From a Dask DataFrame to a trained model, PyTorch or XGBoost, CPU or GPU, on the cluster you already have."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# name -> module that defines it; loaded on first use, so that `import daskdl` stays light
+_NAMES = {
+    "connect": "cluster",
+    "train": "training.train",
+    "Context": "training.context",
+    "TorchClassifier": "estimators.torch",
+    "TorchRegressor": "estimators.torch",
+    "XGBClassifier": "estimators.xgboost",
+    "XGBRegressor": "estimators.xgboost",
+    "TabularNet": "estimators.tabular",
+    "Schema": "data.schema",
+    "SampleOrder": "data.order",
+    "Run": "tracking.run",
+    "runs": "tracking.run",
+    "load_run": "tracking.run",
+    "compare": "plotting",
+    "load": "estimators.base",
+}
+_MODULES = ("datasets", "errors", "plotting", "spmd")
+
+__all__ = [*_NAMES, *_MODULES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f"daskdl.{_NAMES[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"daskdl.execution.{name}" if name == "spmd" else f"daskdl.{name}")
+    else:
+        raise AttributeError(f"module 'daskdl' has no attribute {name!r}; it has: {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,29 @@
+"""Loaded once by multiprocessing's fork server, so that every worker is born with these modules imported.
+
+Nothing here may start a thread: a forked child keeps only the thread that forked.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from contextlib import suppress
+
+MODULES = (
+    "distributed.worker",
+    "torch",
+    "torch.distributed",
+    "torch.nn.parallel.distributed",
+    "dask.dataframe",
+    "pyarrow.parquet",
+)
+
+for name in MODULES:
+    with suppress(ImportError):  # a worker that needs it reports it better than the fork server could
+        importlib.import_module(name)
+
+with suppress(ImportError):
+    from numpy import random
+
+    # Python's own generator is reseeded after a fork, NumPy's is not: workers would draw the same numbers
+    os.register_at_fork(after_in_child=random.seed)

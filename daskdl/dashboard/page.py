@@ -1,0 +1,115 @@
+"""The Training page, drawn with Bokeh from the records of the plugin. Runs on the scheduler."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from bokeh.core.properties import without_property_validation
+from bokeh.layouts import column, row
+from bokeh.models import ColumnDataSource, Div, HoverTool, NumeralTickFormatter, UIElement
+from bokeh.plotting import figure
+from distributed.dashboard.components import DashboardComponent, add_periodic_callback
+from distributed.dashboard.components.scheduler import BOKEH_THEME
+from distributed.dashboard.utils import update
+from distributed.utils import log_errors
+
+from daskdl.dashboard import style, view
+from daskdl.tracking.record import RunRecord
+
+if TYPE_CHECKING:
+    from bokeh.document import Document
+    from distributed import Scheduler
+
+MILLISECONDS = 400  # between two looks at the records
+
+
+class Training(DashboardComponent):
+    """Loss, score and speed of the recent runs, and a table of all of them.
+
+    Parameters
+    ----------
+    records : callable
+        Returns the records by id, oldest first; asked at every update.
+
+    Attributes
+    ----------
+    source : ColumnDataSource
+        The loss curves: one row a curve with ``xs``, ``ys``, ``color``, ``dash``, ``run``, ``metric``.
+    """
+
+    def __init__(self, records: Callable[[], Mapping[str, RunRecord]]) -> None:
+        self.records = records
+        self.drawn: Any = None
+        self.source, self.scores, self.speeds = (ColumnDataSource(view.curves([], None)) for _ in range(3))
+        self.marks = ColumnDataSource(view.marks([]))
+        self.loss_figure = _chart("Loss (dashed: validation)", self.source, ticks=6)
+        self.score_figure = _chart("Score", self.scores)
+        self.speed_figure = _chart("Rows per second", self.speeds)
+        self.speed_figure.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
+        self.speed_figure.y_range.start = 0
+        shape: dict[str, Any] = {
+            "marker": "marker",
+            "size": "size",
+            "fill_color": "fill",
+            "line_color": "line",
+            "line_width": 2,
+        }
+        marks = self.loss_figure.scatter("x", "y", source=self.marks, **shape)
+        self.loss_figure.add_tools(HoverTool(renderers=[marks], tooltips="@event at step @x: @text"))
+        self.table = Div(sizing_mode="stretch_width", stylesheets=[style.TABLE], styles=style.TABLE_BOX)
+        self.empty = Div(text=style.EMPTY, sizing_mode="stretch_both", stylesheets=[style.FILL])
+        side = column(self.score_figure, self.speed_figure, sizing_mode="stretch_both", stylesheets=[style.SIDE])
+        charts = row(self.loss_figure, side, sizing_mode="stretch_both")
+        self.content: UIElement = column(charts, self.table, sizing_mode="stretch_both", visible=False)
+        self.root = column(self.empty, self.content, sizing_mode="stretch_both")
+
+    @without_property_validation
+    @log_errors
+    def update(self) -> None:
+        """Bring charts and table up to date; does nothing while nothing was said and no run is running."""
+        now = time.time()
+        records = list(self.records().values())
+        running = any(r.state == "running" for r in records)
+        state = ([(r.id, r.changes) for r in records], int(now) if running else None)
+        if state == self.drawn:
+            return
+        said = self.drawn is None or state[0] != self.drawn[0]
+        self.drawn = state
+        self.empty.visible, self.content.visible = not records, bool(records)
+        self.table.text = view.table(records, now)
+        if said:
+            self._draw(view.recent(records))
+
+    def _draw(self, recent: list[tuple[str, RunRecord]]) -> None:
+        score = view.common_score(recent)
+        update(self.source, view.curves(recent, view.losses))
+        update(self.scores, view.curves(recent, lambda record: [score] if score in record.curves else []))
+        update(self.speeds, view.curves(recent, lambda record: [n for n in ("rows_per_s",) if n in record.curves]))
+        update(self.marks, view.marks(recent))
+        self.score_figure.visible = score is not None
+        style.title_of(self.score_figure).text = score or ""
+        self.speed_figure.visible = bool(self.speeds.data["xs"])
+
+
+def _chart(title: str, source: ColumnDataSource, ticks: int = 3) -> figure:
+    chart = figure(title=title, sizing_mode="stretch_both", **style.CHART)
+    stroke: dict[str, Any] = {"color": "color", "line_dash": "dash", "line_width": "width", "line_alpha": "alpha"}
+    lines = chart.multi_line("xs", "ys", source=source, line_join="round", **stroke)
+    chart.add_tools(HoverTool(renderers=[lines], tooltips="@run: @metric $snap_y{0.0000} at step $snap_x{0,0}"))
+    style.quiet(chart, ticks)
+    return chart
+
+
+@log_errors
+def training_doc(scheduler: Scheduler, doc: Document) -> None:
+    """Draw the page into a new Bokeh document, without Dask's navigation bar: it is also a pane of JupyterLab."""
+    from daskdl.dashboard.plugin import NAME, TrainingPlugin
+
+    page = Training(lambda: cast(TrainingPlugin, scheduler.plugins[NAME]).records)
+    page.update()
+    add_periodic_callback(doc, page, MILLISECONDS)
+    doc.add_root(page.root)
+    doc.theme = BOKEH_THEME
+    doc.title = "Dask: Training"

@@ -1,0 +1,79 @@
+"""The few errors daskdl raises by name.
+
+Everything else is the standard library's ``ValueError`` and ``TypeError``, with a message that says what was
+expected, what came, why it matters and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DaskdlError(Exception):
+    """Base class of the named errors."""
+
+
+class DataError(DaskdlError, ValueError):
+    """The data cannot be trained on as it is; the message names the column, the value and the remedy."""
+
+
+class MissingExtraError(DaskdlError, ImportError):
+    """An optional package is needed; the message says which command installs it."""
+
+
+class ConnectionFailed(DaskdlError, ConnectionError):
+    """Nobody answers at the address, or the cluster cannot be started."""
+
+
+class NotEnoughWorkers(DaskdlError, ValueError):
+    """The cluster has fewer workers than the call asked for."""
+
+
+class RankFailed(DaskdlError, RuntimeError):
+    """One rank of a gang failed first and took the others with it.
+
+    Attributes
+    ----------
+    rank : int
+        The rank that failed first.
+    world_size : int
+        Number of ranks in the gang.
+    worker : str
+        Address of the Dask worker that held the rank.
+    """
+
+    def __init__(self, message: str, rank: int = -1, world_size: int = 0, worker: str = "") -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.world_size = world_size
+        self.worker = worker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.rank, self.world_size, self.worker)
+
+
+class WorkerLost(RankFailed):
+    """The worker process that held a rank is gone."""
+
+
+class LossDiverged(DaskdlError, FloatingPointError):
+    """The training loss became NaN or infinite.
+
+    Attributes
+    ----------
+    step : int
+        Global step at which the loss was not finite.
+    good_step : int
+        The last step whose state was kept.
+    state : dict of str to torch.Tensor
+        ``state_dict`` of the model after ``good_step`` steps, on the CPU.
+    """
+
+    def __init__(self, message: str, step: int = -1, good_step: int = 0, state: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+        self.good_step = good_step
+        self.state = state or {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.step, self.good_step, self.state)

@@ -1,0 +1,226 @@
+"""What the estimators share: scikit-learn's conventions over Dask collections, and saving."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Self
+
+import fsspec
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils.validation import check_is_fitted
+
+from daskdl.data.frame import Rows, as_frame, is_lazy, label_column, learn, read_rows
+from daskdl.data.schema import Schema
+from daskdl.data.target import Target
+from daskdl.errors import DataError
+from daskdl.estimators.predict import Outputs, Predictor, predict
+
+
+class DaskEstimator(BaseEstimator):
+    """An estimator that takes Dask, pandas or cudf frames, or arrays.
+
+    Subclasses give ``_outputs`` and ``_train``, and ``_model_bytes`` / ``_model_from_bytes`` to be saved.
+    """
+
+    _outputs: Outputs
+    missing: Any
+    model_: Any
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing != "refuse"
+        tags.target_tags.required = True
+        return tags
+
+    # -- fit --------------------------------------------------------------------------------------------------
+
+    def _read(self, X: Any, y: Any, client: Any, moments: bool) -> Rows:
+        """Read and learn: sets ``schema_``, ``target_`` and scikit-learn's fitted attributes."""
+        classes = isinstance(self, ClassifierMixin)
+        rows = read_rows(X, y, classes=classes, client=client, moments=moments)
+        name = y if isinstance(y, str) else getattr(y, "name", None)
+        self.schema_, self.target_ = learn(rows, name, classes=classes, missing=self.missing)
+        self.n_features_in_ = len(self.schema_.columns)
+        self.__dict__.pop("feature_names_in_", None)
+        if hasattr(X, "columns") and all(isinstance(n, str) for n in self.schema_.names):
+            self.feature_names_in_ = np.array(self.schema_.names, dtype=object)
+        if classes:
+            self.classes_ = self.target_.classes
+        return rows
+
+    def _read_validation(self, validation_data: Any, client: Any) -> Rows | None:
+        if validation_data is None:
+            return None
+        if not isinstance(validation_data, tuple) or len(validation_data) != 2:
+            raise TypeError(f"validation_data must be (X, y), got {type(validation_data).__name__}")
+        rows = read_rows(*validation_data, classes=isinstance(self, ClassifierMixin), client=client, moments=False)
+        self.schema_.check(rows.stats)
+        if not rows.n_rows:
+            raise DataError("validation_data has no rows; there is nothing to validate on. Look at its filters.")
+        unknown = set(rows.label.values) - set([] if self.target_.classes is None else self.target_.classes.tolist())
+        if self.target_.classes is not None and unknown:
+            raise DataError(
+                f"validation_data has labels that training data does not: {sorted(unknown, key=str)[:10]}. Known: "
+                f"{self.target_.classes.tolist()[:10]}."
+            )
+        return rows
+
+    # -- predict ----------------------------------------------------------------------------------------------
+
+    def _predict(self, X: Any, what: str) -> Any:
+        check_is_fitted(self, "model_")
+        X = self._with_fit_names(X)
+        return predict(Predictor(self.model_, self.schema_, self.target_, type(self)._outputs), X, what)
+
+    def _with_fit_names(self, X: Any) -> Any:
+        """An array has no names: it must have as many columns as in fit, and gets their names."""
+        frame = as_frame(X)
+        if not hasattr(X, "columns"):
+            if len(frame.columns) != self.n_features_in_:
+                raise ValueError(
+                    f"X has {len(frame.columns)} features, but {type(self).__name__} is expecting "
+                    f"{self.n_features_in_} features as input."
+                )
+            frame.columns = self.schema_.names
+        return frame
+
+    def predict(self, X: Any) -> Any:
+        """Predict labels.
+
+        Parameters
+        ----------
+        X : Dask, pandas or cudf DataFrame, or array of shape (n_rows, n_features)
+
+        Returns
+        -------
+        dask.dataframe.Series or array of shape (n_rows,)
+            Lazy for a Dask frame: rows are predicted on the workers when it is computed. Else computed here.
+
+        Raises
+        ------
+        DataError
+            The columns are not those of ``fit``.
+        """
+        return self._predict(X, "labels")
+
+    # -- save and load ----------------------------------------------------------------------------------------
+
+    def save(self, path: str) -> None:
+        """Write the fitted estimator to a new folder, through fsspec: plain JSON and the model's own safe format.
+
+        Nothing in it is a pickle. ``daskdl.load`` reads it back.
+        """
+        check_is_fitted(self, "model_")
+        fs, folder = fsspec.core.url_to_fs(path)
+        fs.makedirs(folder, exist_ok=True)
+        about = {
+            "format": 1,
+            "estimator": type(self).__name__,
+            "params": {k: v for k, v in self.get_params(deep=False).items() if _is_plain(v)},
+            "schema": self.schema_.to_dict(),
+            "target": self.target_.to_dict(),
+            "named": hasattr(self, "feature_names_in_"),
+            "model": self._model_notes(),
+        }
+        with fs.open(f"{folder}/model", "wb") as file:
+            file.write(self._model_bytes())
+        with fs.open(f"{folder}/estimator.json", "w") as file:
+            json.dump(about, file, indent=1)
+
+    def _restore(self, about: dict[str, Any], model: bytes) -> Self:
+        self.schema_ = Schema.from_dict(about["schema"])
+        self.target_ = Target.from_dict(about["target"])
+        self.n_features_in_ = len(self.schema_.columns)
+        if about["named"]:
+            self.feature_names_in_ = np.array(self.schema_.names, dtype=object)
+        if isinstance(self, ClassifierMixin):
+            self.classes_ = self.target_.classes
+        self.model_ = self._model_from_bytes(model, about["model"])
+        return self
+
+    def _model_notes(self) -> dict[str, Any]:
+        return {}
+
+    def _model_bytes(self) -> bytes:
+        raise NotImplementedError
+
+    def _model_from_bytes(self, data: bytes, notes: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+
+class DaskClassifier(ClassifierMixin, DaskEstimator):
+    """What classifiers add: probabilities, and accuracy as the score."""
+
+    def predict_proba(self, X: Any) -> Any:
+        """Predict class probabilities.
+
+        Returns
+        -------
+        dask.dataframe.DataFrame or array of shape (n_rows, n_classes)
+            Lazy for a Dask frame, one column per class, with the frame's index. Else computed here.
+        """
+        return self._predict(X, "probabilities")
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Mean accuracy. Computes; only the labels and the predictions come to the client."""
+        return float(accuracy_score(*_compared(self, X, y), sample_weight=sample_weight))
+
+
+class DaskRegressor(RegressorMixin, DaskEstimator):
+    """What regressors add: R squared as the score."""
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """R squared. Computes; only the labels and the predictions come to the client."""
+        return float(r2_score(*_compared(self, X, y), sample_weight=sample_weight))
+
+
+def _compared(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
+    import dask
+
+    if isinstance(y, str):
+        X, y = label_column(X, y)
+    if is_lazy(X):
+        return dask.compute(y, estimator.predict(X))  # type: ignore[no-any-return]
+    return y, estimator.predict(X)
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def load(path: str, **params: Any) -> Any:
+    """Read an estimator that ``save`` wrote. Nothing is unpickled.
+
+    Parameters
+    ----------
+    path : str
+        Folder, local or any fsspec URL.
+    **params
+        Parameters that a file cannot hold, such as ``module=`` for a network of your own.
+
+    Raises
+    ------
+    ValueError
+        The folder holds no estimator, or one of a newer format.
+    """
+    import daskdl
+
+    fs, folder = fsspec.core.url_to_fs(path)
+    if not fs.exists(f"{folder}/estimator.json"):
+        raise ValueError(f"{path} holds no saved estimator: there is no estimator.json in it. Give the folder of save().")
+    with fs.open(f"{folder}/estimator.json") as file:
+        about = json.load(file)
+    if about["format"] != 1:
+        raise ValueError(f"{path} was saved in format {about['format']}, this daskdl reads format 1. Upgrade daskdl.")
+    known = ("TorchClassifier", "TorchRegressor", "XGBClassifier", "XGBRegressor")
+    if about["estimator"] not in known:
+        raise ValueError(f"{path} holds a {about['estimator']!r}; known are {', '.join(known)}")
+    estimator = getattr(daskdl, about["estimator"])(**{**about["params"], **params})
+    with fs.open(f"{folder}/model", "rb") as file:
+        return estimator._restore(about, file.read())

@@ -1,0 +1,271 @@
+"""PyTorch networks on Dask data: data-parallel training, lazy prediction."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import nn
+
+from daskdl.data.frame import encode_tensors
+from daskdl.data.schema import Missing, Schema
+from daskdl.errors import LossDiverged
+from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor
+from daskdl.estimators.tabular import TabularNet
+from daskdl.training.context import to_tensors
+from daskdl.training.fit import FitConfig, class_scores, fit_loop
+from daskdl.training.train import Job, current_client, started
+
+PREDICT_ROWS = 65_536  # rows per forward pass
+
+Module = nn.Module | Callable[[Schema, int], nn.Module] | None
+
+
+class _TorchEstimator(DaskEstimator):
+    """Train a PyTorch module data-parallel on the workers of a Dask cluster.
+
+    Parameters
+    ----------
+    module : torch.nn.Module or callable, optional
+        Called with ``numbers`` of shape (n_rows, n_numbers) and, if there are category columns, ``codes`` of shape
+        (n_rows, n_categories). A callable is called as ``module(schema, n_outputs)`` and returns the module. By
+        default a ``TabularNet``. The module given is never changed; the trained copy is ``model_``.
+    epochs : int
+    batch_size : int
+        Rows per global batch, over all workers together, whatever their number.
+    learning_rate, weight_decay : float
+    optimizer : str or callable
+        A name in ``torch.optim``, or ``f(parameters, lr=...)``.
+    loss : callable, optional
+        ``loss(output, y)``, the mean over rows. By default cross entropy, or the mean squared error of standardised
+        labels.
+    missing : {"impute", "indicator", "refuse"}
+        What happens to missing numbers, see ``Schema``.
+    patience : int, optional
+        With validation data: stop after so many epochs without a better ``val_loss``, and keep the best weights.
+    num_workers : int, optional
+        Ranks; all workers by default.
+    seed : int
+        Decides initial weights, the order of the rows and dropout.
+    name : str, optional
+        Of the run.
+    verbose : int
+        0 shows nothing.
+
+    Attributes
+    ----------
+    model_ : torch.nn.Module
+        The trained module, on the CPU, in eval mode.
+    schema_ : Schema
+        How columns became numbers.
+    run_ : Run
+        What happened.
+    n_features_in_ : int
+    feature_names_in_ : array of str
+        If the names are strings.
+    """
+
+    def __init__(
+        self,
+        module: Module = None,
+        *,
+        epochs: int = 10,
+        batch_size: int = 1024,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        optimizer: str | Callable[..., Any] = "adam",
+        loss: Callable[..., Any] | None = None,
+        missing: Missing = "impute",
+        patience: int | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+        name: str | None = None,
+        verbose: int = 1,
+    ) -> None:
+        self.module = module
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.optimizer = optimizer
+        self.loss = loss
+        self.missing = missing
+        self.patience = patience
+        self.num_workers = num_workers
+        self.seed = seed
+        self.name = name
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, *, validation_data: tuple[Any, Any] | None = None) -> Self:
+        """Train. Blocks until it is done; the rows stay on the workers.
+
+        Parameters
+        ----------
+        X : Dask, pandas or cudf DataFrame, or array of shape (n_rows, n_features)
+            A Dask frame is computed partition by partition on the workers.
+        y : Series of length n_rows, or str
+            Labels, or the name of their column in ``X``.
+        validation_data : tuple, optional
+            ``(X, y)``, evaluated after every epoch.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        DataError, NotEnoughWorkers, ValueError
+            Before anything is launched.
+        RankFailed
+            A worker failed or died.
+        LossDiverged
+            The loss became NaN; ``model_`` then holds the last good weights.
+        """
+        config = FitConfig(self.optimizer, self.learning_rate, self.weight_decay, self.loss, self.patience)
+        if self.patience is not None and validation_data is None:
+            raise ValueError(f"patience={self.patience} needs validation_data=(X, y): it is what is waited for.")
+        client = current_client()
+        rows = self._read(X, y, client, moments=True)
+        module = self._make_module()
+        validation = self._read_validation(validation_data, client)
+        job = Job(
+            rows, self.schema_, self.target_, self.batch_size, self.epochs, self.seed, self.num_workers, client
+        )
+        extra = None
+        if validation is not None:
+            blocks = validation.encode(encode_tensors, self.schema_, self.target_)
+            extra = [blocks[r :: job.world_size] for r in range(job.world_size)]
+        title = self.name or getattr(self.module or TabularNet, "__name__", type(self.module).__name__)
+        params = {k: v for k, v in self.get_params(deep=False).items() if k not in ("name", "verbose", "seed")}
+        with started(title, type(self).__name__, params, job, self.verbose) as run:
+            self.run_ = run
+            try:
+                self.model_, _ = job.run(fit_loop, (module, config), run, extra)
+            except LossDiverged as error:
+                module.load_state_dict(error.state or module.state_dict())
+                self.model_ = module.eval()
+                raise
+        self.model_.eval()
+        return self
+
+    def _n_outputs(self) -> int:
+        return 1 if self.target_.n_classes <= 2 else self.target_.n_classes
+
+    def _make_module(self) -> nn.Module:
+        """Copy or build the module, and see on two rows that what comes out has the right shape."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            if isinstance(self.module, nn.Module):
+                module = copy.deepcopy(self.module)
+            else:
+                module = (self.module or TabularNet)(self.schema_, self._n_outputs())
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"module must be, or return, a torch.nn.Module; got {type(module).__name__}")
+            self._check_module(module)
+        return module
+
+    def _check_module(self, module: nn.Module) -> None:
+        inputs = [torch.zeros(2, self.schema_.n_numbers)]
+        if self.schema_.category_columns:
+            inputs.append(torch.zeros(2, len(self.schema_.category_columns), dtype=torch.int64))
+        took = " and ".join(f"{n} {tuple(x.shape)}" for n, x in zip(("numbers", "codes"), inputs, strict=False))
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        training = module.training
+        try:
+            with torch.no_grad():
+                output = module.eval()(*(x.to(device) for x in inputs))
+        except Exception as error:
+            raise ValueError(
+                f"module cannot take the inputs this data makes, {took} for two rows: {type(error).__name__}: {error}. "
+                "Size its first layer by schema.n_numbers and schema.cardinalities, or give a function "
+                "module(schema, n_outputs) that does."
+            ) from error
+        module.train(training)
+        n = self.target_.n_classes
+        right = [(2,), (2, 1)] if n <= 2 else []
+        right += [(2, n)] if n >= 2 else []
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        if shape not in right and self.loss is None:
+            raise ValueError(
+                f"module gave an output of shape {shape} for two rows ({took}); expected "
+                f"{' or '.join(map(str, right))} for {f'{n} classes' if n else 'a regression'}. Change its last layer."
+            )
+
+    def _model_notes(self) -> dict[str, Any]:
+        return {"default": self.module is None}
+
+    def _model_bytes(self) -> bytes:
+        from safetensors.torch import save
+
+        return save({k: v.contiguous() for k, v in self.model_.state_dict().items()})
+
+    def _model_from_bytes(self, data: bytes, notes: dict[str, Any]) -> nn.Module:
+        from safetensors.torch import load
+
+        if self.module is None and not notes["default"]:
+            raise ValueError(
+                "this estimator was trained with a module of its own, and a file holds its weights only. Pass it: "
+                "daskdl.load(path, module=net)."
+            )
+        module = self._make_module()
+        module.load_state_dict(load(data))
+        return module.eval()
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, schema: Schema, frame: pd.DataFrame) -> torch.Tensor:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    block = {"numbers": schema.numbers(frame), "y": np.empty(0, dtype=np.float32)}
+    if schema.category_columns:
+        block["codes"] = schema.codes(frame)
+    inputs, _ = to_tensors(block, device)
+    model = model.to(device).eval()
+    steps = range(0, len(frame), PREDICT_ROWS)
+    return torch.cat([model(*(x[i : i + PREDICT_ROWS] for x in inputs)) for i in steps]).cpu()
+
+
+class TorchClassifier(DaskClassifier, _TorchEstimator):
+    __doc__ = (
+        (_TorchEstimator.__doc__ or "")
+        + """
+    classes_ : array of shape (n_classes,)
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> X = pd.DataFrame({"x": range(100)})
+    >>> clf = TorchClassifier(epochs=20, batch_size=10, verbose=0).fit(X, X.x > 49)
+    >>> clf.predict(pd.DataFrame({"x": [3, 97]})).tolist()
+    [False, True]
+    """
+    )
+
+    @staticmethod
+    def _outputs(model: nn.Module, schema: Schema, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
+        found: npt.NDArray[np.float32] = class_scores(_forward(model, schema, frame)).softmax(1).numpy()
+        return found
+
+
+class TorchRegressor(DaskRegressor, _TorchEstimator):
+    __doc__ = (
+        (_TorchEstimator.__doc__ or "")
+        + """
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> X = pd.DataFrame({"x": range(100)})
+    >>> reg = TorchRegressor(epochs=200, batch_size=10, verbose=0).fit(X, 2.0 * X.x)
+    >>> bool(abs(reg.predict(pd.DataFrame({"x": [50]}))[0] - 100) < 10)
+    True
+    """
+    )
+
+    @staticmethod
+    def _outputs(model: nn.Module, schema: Schema, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
+        found: npt.NDArray[np.float32] = _forward(model, schema, frame).reshape(-1).numpy()
+        return found

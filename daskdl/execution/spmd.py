@@ -1,0 +1,374 @@
+"""One function on a gang of workers at once: one rank per worker, start together, fail together."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+import tblib
+from distributed import Client, Future, MultiLock, as_completed
+
+from daskdl.errors import NotEnoughWorkers, RankFailed, WorkerLost
+from daskdl.execution import rendezvous
+from daskdl.execution.rank_env import available_cores, training_process
+
+GRACE_SECONDS = 3.0  # for ranks to leave by themselves after one failed
+
+
+@dataclass(frozen=True)
+class Gang:
+    """What every rank is told about its gang."""
+
+    id: str
+    workers: tuple[str, ...]
+    backend: str
+    store_port: int
+
+    @property
+    def world_size(self) -> int:
+        return len(self.workers)
+
+    def host(self, rank: int) -> str:
+        return urlsplit(self.workers[rank]).hostname or "127.0.0.1"
+
+    def threads(self, rank: int) -> int:
+        """Compute threads of a rank: the cores of its host, shared among the ranks there."""
+        here = self.host(rank)
+        return max(1, available_cores() // sum(self.host(r) == here for r in range(self.world_size)))
+
+
+def choose_workers(client: Client, num_workers: int | None = None) -> list[str]:
+    """Addresses of the workers that hold the ranks, in rank order: hosts one after the other.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    num_workers : int, optional
+        All workers by default.
+
+    Raises
+    ------
+    NotEnoughWorkers
+        The cluster has fewer; nothing was launched.
+    """
+    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    if num_workers is None:
+        num_workers = max(1, len(workers))
+    if num_workers < 1:
+        raise ValueError(f"num_workers must be at least 1, got {num_workers}")
+    if len(workers) < num_workers:
+        raise NotEnoughWorkers(
+            f"num_workers={num_workers} asked for, but the cluster at {client.scheduler.address} has {len(workers)}. "
+            "A gang starts all its ranks at once, one per worker, so nothing was started. Ask for fewer, or add "
+            "workers: client.cluster.scale(n)."
+        )
+    return workers[:num_workers]
+
+
+def run(
+    function: Callable[..., Any],
+    *args: Any,
+    num_workers: int | None = None,
+    workers: Sequence[str] | None = None,
+    rank_args: Sequence[tuple[Any, ...]] | None = None,
+    client: Client | None = None,
+    backend: str | None = None,
+) -> list[Any]:
+    """Run ``function(*args)`` on a gang of workers at once, inside a ``torch.distributed`` process group.
+
+    Every rank sees ``torch.distributed.get_rank()`` and ``get_world_size()``. Gangs that share a worker wait for each
+    other and never interleave. Blocks until all ranks have returned.
+
+    Parameters
+    ----------
+    function : callable
+        Runs in the workers. Its tensors are on the CPU unless it moves them.
+    *args
+        Passed to every rank. Futures arrive as their results.
+    num_workers : int, optional
+        Number of ranks; all workers by default.
+    workers : sequence of str, optional
+        Addresses to use instead, in rank order.
+    rank_args : sequence of tuple, optional
+        Further arguments of each rank, one tuple per rank, after ``args``.
+    client : distributed.Client, optional
+        The current client by default.
+    backend : {"gloo", "nccl"}, optional
+        NCCL where every worker of the gang sees a GPU, gloo otherwise.
+
+    Returns
+    -------
+    list
+        What each rank returned, in rank order.
+
+    Raises
+    ------
+    NotEnoughWorkers
+        Before anything is launched.
+    RankFailed
+        A rank raised. It is the first one to fail; its own exception is the ``__cause__``. The other ranks are woken
+        from their collectives and stopped.
+    WorkerLost
+        The process of a rank died.
+
+    Examples
+    --------
+    >>> import torch, torch.distributed as dist  # doctest: +SKIP
+    >>> def mean_rank():
+    ...     t = torch.tensor([float(dist.get_rank())])
+    ...     dist.all_reduce(t)
+    ...     return t.item() / dist.get_world_size()
+    >>> daskdl.spmd.run(mean_rank, num_workers=2)  # doctest: +SKIP
+    [0.5, 0.5]
+    """
+    client = client or Client.current()
+    addresses = list(workers) if workers is not None else choose_workers(client, num_workers)
+    extra = list(rank_args) if rank_args is not None else [()] * len(addresses)
+    if len(extra) != len(addresses):
+        raise ValueError(f"rank_args must have one tuple per rank: {len(addresses)} ranks, got {len(extra)}")
+    with MultiLock(addresses, client):
+        gang = _assemble(client, addresses, backend)
+        losses = _Losses(client, addresses)
+        futures = [
+            client.submit(
+                _rank_main,
+                gang,
+                rank,
+                function,
+                args,
+                extra[rank],
+                key=f"{getattr(function, '__name__', 'rank')}-{gang.id}-{rank}",
+                workers=[address],
+                allow_other_workers=False,
+                pure=False,
+                retries=0,
+                priority=100,
+            )
+            for rank, address in enumerate(addresses)
+        ]
+        try:
+            with losses:
+                return _gather(futures, gang, losses)
+        finally:
+            _disband(client, gang, futures)
+
+
+def _assemble(client: Client, addresses: list[str], backend: str | None) -> Gang:
+    """Open the store in rank 0's process and settle the backend."""
+    identity = uuid.uuid4().hex[:8]
+    host = urlsplit(addresses[0]).hostname or "127.0.0.1"
+    port = client.run(rendezvous.serve_store, identity, host, workers=addresses[:1])[addresses[0]]
+    if backend is None:
+        backend = "nccl" if all(client.run(_sees_gpu, workers=addresses).values()) else "gloo"
+    return Gang(identity, tuple(addresses), backend, port)
+
+
+def _sees_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+_watched: WeakKeyDictionary[Client, set[_Losses]] = WeakKeyDictionary()
+_watching = threading.Lock()
+
+
+class _Losses:
+    """Notices workers that leave the cluster, as the scheduler tells it (not by a time-out)."""
+
+    def __init__(self, client: Client, addresses: list[str]) -> None:
+        self.client, self.addresses = client, set(addresses)
+        self.lost: list[str] = []
+        self.news = threading.Event()
+
+    def __enter__(self) -> _Losses:
+        with _watching:  # a client has one handler per topic: gangs that run at once share it
+            watchers = _watched.setdefault(self.client, set())
+            if not watchers:
+                self.client.subscribe_topic("all", lambda event: [w.on_event(event[1]) for w in list(watchers)])
+            watchers.add(self)
+        for address in self.addresses - set(self.client.scheduler_info(n_workers=-1)["workers"]):
+            self._add(address)  # left before we listened
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with _watching:
+            watchers = _watched[self.client]
+            watchers.discard(self)
+            if not watchers and self.client.status == "running":
+                self.client.unsubscribe_topic("all")
+
+    def on_event(self, message: Any) -> None:
+        if isinstance(message, dict) and message.get("action") == "remove-worker":
+            self._add(message.get("worker", ""))
+
+    def _add(self, address: str) -> None:
+        if address in self.addresses and address not in self.lost:
+            self.lost.append(address)
+            self.news.set()
+
+
+def _gather(futures: list[Future], gang: Gang, losses: _Losses) -> list[Any]:
+    """Wait for all ranks, or for the first sign of failure."""
+    for future in futures:
+        future.add_done_callback(lambda _: losses.news.set())
+    answers: dict[int, Any] = {}
+    while len(answers) < len(futures):
+        losses.news.wait(timeout=1.0)
+        losses.news.clear()
+        for rank, future in enumerate(futures):
+            if future.status in ("error", "cancelled", "lost"):
+                raise _not_started(gang, rank, future)
+            if future.status == "finished" and rank not in answers:
+                answers[rank] = future.result()
+        failures = {rank: answer for rank, answer in answers.items() if isinstance(answer, _Failure)}
+        if failures:
+            raise _first_failure(failures, futures, gang, losses)
+        if losses.lost:
+            raise _worker_lost(gang, losses.lost[0])
+    return [answers[rank] for rank in range(len(futures))]
+
+
+def _first_failure(failures: dict[int, _Failure], futures: list[Future], gang: Gang, losses: _Losses) -> RankFailed:
+    """Make the error of the rank that failed first; every failed rank knows its number, agreed in the store."""
+    first = next(iter(failures.values())).first
+    deadline = time.monotonic() + GRACE_SECONDS
+    while first not in failures and not losses.lost and time.monotonic() < deadline:
+        if futures[first].status == "finished":
+            failures[first] = futures[first].result()
+        else:
+            time.sleep(0.02)
+    if losses.lost:  # its neighbours saw their connections close a moment before the scheduler knew
+        return _worker_lost(gang, losses.lost[0])
+    rank, failure = (first, failures[first]) if first in failures else next(iter(failures.items()))
+    error = RankFailed(
+        f"rank {rank} of {gang.world_size} on {gang.workers[rank]} failed: "
+        f"{type(failure.error).__name__}: {failure.error}",
+        rank,
+        gang.world_size,
+        gang.workers[rank],
+    )
+    error.__cause__ = failure.exception()
+    return error
+
+
+def _worker_lost(gang: Gang, address: str) -> WorkerLost:
+    rank = gang.workers.index(address)
+    return WorkerLost(
+        f"rank {rank} of {gang.world_size} is lost: its worker {address} left the cluster. A killed process, one over "
+        "its memory limit and a crash in native code look like this; the worker's log tells which: "
+        "client.cluster.logs(). The other ranks were stopped.",
+        rank,
+        gang.world_size,
+        address,
+    )
+
+
+def _not_started(gang: Gang, rank: int, future: Future) -> RankFailed:
+    cause = future.exception() if future.status == "error" else None
+    error = RankFailed(
+        f"rank {rank} of {gang.world_size} on {gang.workers[rank]} could not start, its task is {future.status}: "
+        f"{cause!r}. Ranks must be able to unpickle the function and its arguments.",
+        rank,
+        gang.world_size,
+        gang.workers[rank],
+    )
+    error.__cause__ = cause
+    return error
+
+
+def _disband(client: Client, gang: Gang, futures: list[Future]) -> None:
+    """Leave nothing behind: wake ranks that are blocked, cancel their tasks, close the store."""
+    alive = [a for a in gang.workers if a in client.scheduler_info(n_workers=-1)["workers"]]
+    running = [f for f in futures if not f.done()]
+    if running and alive:
+        client.run(_wake, gang.id, workers=alive, on_error="ignore")
+        reachable = [f for f, a in zip(futures, gang.workers, strict=True) if a in alive and not f.done()]
+        if reachable:
+            _wait(reachable, GRACE_SECONDS)
+        client.cancel(running, force=True)
+    if alive:
+        client.run(rendezvous.close_store, gang.id, workers=alive, on_error="ignore")
+
+
+def _wait(futures: list[Future], timeout: float) -> None:
+    try:
+        for _ in as_completed(futures, timeout=timeout, raise_errors=False):
+            pass
+    except TimeoutError:
+        pass
+
+
+_stopping: set[str] = set()  # gangs of this process that were told to stop
+
+
+def _wake(gang: str) -> None:
+    _stopping.add(gang)
+    rendezvous.abort(gang)
+
+
+def stopping() -> bool:
+    """Whether the gang of the calling rank was told to stop; a long loop without collectives asks now and then."""
+    return bool(_stopping & {getattr(_this_rank, "gang", "")})
+
+
+_this_rank = threading.local()
+
+
+def host_of_rank() -> str:
+    """Address at which the other ranks of its gang reach the calling rank."""
+    return str(_this_rank.host)
+
+
+@dataclass
+class _Failure:
+    """What a rank returns when its function raised: an error as a value, so that Dask does not log it as well."""
+
+    first: int
+    error: BaseException
+    traceback: dict[str, Any]
+
+    def exception(self) -> BaseException:
+        """Return the error with the traceback it had in the worker."""
+        return self.error.with_traceback(tblib.Traceback.from_dict(self.traceback).as_traceback())
+
+
+def _rank_main(
+    gang: Gang, rank: int, function: Callable[..., Any], args: tuple[Any, ...], extra: tuple[Any, ...]
+) -> Any:
+    """One rank: join the gang, call the function, and say who failed first if it fails."""
+    store = rendezvous.connect_store(gang.host(0), gang.store_port)
+    _this_rank.gang, _this_rank.host = gang.id, gang.host(rank)
+    try:
+        with (
+            training_process(gang.threads(rank)),
+            rendezvous.process_group(gang.id, store, gang.backend, rank, gang.world_size, gang.host(rank)),
+        ):
+            try:
+                return function(*args, *extra)
+            except BaseException as error:  # before the group goes: other ranks fail because of it
+                return _failure(store, rank, error)
+    finally:
+        _this_rank.gang = ""
+        _stopping.discard(gang.id)
+
+
+def _failure(store: Any, rank: int, error: BaseException) -> _Failure:
+    try:
+        first = int(store.compare_set("failed", "", str(rank)))
+    except RuntimeError:  # the process that serves the store died
+        first = 0
+    frames = tblib.Traceback(error.__traceback__).to_dict()
+    error.__traceback__ = None  # its frames hold the model and the data
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an error that does not survive the way to the client
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    return _Failure(first, error, frames)

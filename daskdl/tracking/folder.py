@@ -1,0 +1,88 @@
+"""Where runs are kept: the root, the name and the folder of a run, local or remote through fsspec."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from typing import IO, Any
+
+import fsspec
+
+DEFAULT_ROOT = "daskdl-runs"
+
+_ADJECTIVES = (
+    "amber bold brave brisk bright calm clever coral crisp deft eager early fair fleet fond gentle glad golden "
+    "happy hardy jolly keen kind lively lucid lucky merry mild neat nimble noble patient plain proud quick quiet "
+    "ready rosy silver smart snug solid steady stout sunny swift tidy warm wise witty"
+)
+_BIRDS = (
+    "avocet bittern bunting curlew dipper dove dunlin eagle egret falcon finch gannet godwit goose grebe gull hawk "
+    "heron hobby ibis jackdaw jay kestrel kite lapwing lark linnet magpie martin merlin nuthatch oriole osprey owl "
+    "pipit plover puffin quail raven robin rook shrike siskin skua starling stilt stork swallow swan swift tern "
+    "thrush wagtail warbler whinchat wren"
+)
+
+_root: str | None = None
+
+
+def set_root(root: str | os.PathLike[str] | None) -> None:
+    """Keep the runs of this process under ``root``, a directory or an fsspec URL; None means the default again."""
+    global _root
+    _root = None if root is None else os.fspath(root)
+
+
+def resolve_root(root: str | os.PathLike[str] | None = None) -> str:
+    """Return ``root``, else what :func:`set_root` set, else ``daskdl-runs`` here: absolute or a URL, no last slash."""
+    chosen = os.fspath(root) if root is not None else (_root or DEFAULT_ROOT)
+    return chosen.rstrip("/") if is_remote(chosen) else os.path.abspath(chosen.removeprefix("file://"))
+
+
+def is_remote(root: str) -> bool:
+    """Say whether ``root`` is a URL of something else than the local disk."""
+    return "://" in root and not root.startswith("file://")
+
+
+def new_id(root: str) -> str:
+    """Name a new run, such as ``20261121-093012-brave-finch``, and make its folder if ``root`` is local.
+
+    Names sort by time. The words are drawn without touching the random state of the caller.
+    """
+    while True:
+        words = f"{secrets.choice(_ADJECTIVES.split())}-{secrets.choice(_BIRDS.split())}"
+        run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{words}"
+        if is_remote(root):
+            return run_id
+        try:
+            os.makedirs(f"{root}/{run_id}")
+        except FileExistsError:  # taken within the same second
+            continue
+        return run_id
+
+
+class Folder:
+    """The folder of one run.
+
+    Parameters
+    ----------
+    url : str
+        Local path or fsspec URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def open(self, path: str, mode: str = "rb") -> IO[Any]:
+        """Open a file of the folder; writing makes the directories on the way."""
+        fs, root = fsspec.core.url_to_fs(self.url)
+        full = f"{root}/{path}"
+        if not set(mode).isdisjoint("wax"):
+            fs.makedirs(full.rpartition("/")[0], exist_ok=True)
+        encoding = {} if "b" in mode else {"encoding": "utf-8"}
+        return fs.open(full, mode, **encoding)
+
+    def names(self) -> list[str]:
+        """List the files, by their path inside the folder."""
+        fs, root = fsspec.core.url_to_fs(self.url)
+        root = root.rstrip("/")
+        return sorted(name[len(root) + 1 :] for name in fs.find(root)) if fs.exists(root) else []

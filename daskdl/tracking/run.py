@@ -1,0 +1,298 @@
+"""A run: what one experiment was asked, what it said on the way, and what is left of it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+import time
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from daskdl.tracking.environment import describe_environment
+from daskdl.tracking.folder import Folder, new_id, resolve_root, set_root
+from daskdl.tracking.plain import plain, shorten
+from daskdl.tracking.record import RunRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from distributed import Client
+
+    from daskdl.tracking.feed import Feed
+    from daskdl.tracking.store import Store
+
+__all__ = ["Run", "load_run", "runs", "set_root"]
+
+ENDED = ("finished", "failed", "stopped")
+
+
+class Run:
+    """One experiment, live while it runs and readable afterwards. Make it with :meth:`Run.start`.
+
+    Attributes
+    ----------
+    id : str
+        Sorts by time and reads well: ``20261121-093012-brave-finch``.
+    record : RunRecord
+        State, curves and events so far; updated as messages of the workers come in.
+    folder : str
+        Path or URL under which the artifacts lie.
+    environment : dict of str to str
+        Versions and platform at the start.
+
+    Examples
+    --------
+    >>> with Run.start("flights", "torch", {"lr": 1e-3}) as run:  # doctest: +SKIP
+    ...     run.log(1, train_loss=0.7)
+    """
+
+    def __init__(self, record: RunRecord, folder: str, environment: dict[str, str] | None = None) -> None:
+        self.record = record
+        self.folder = folder
+        self.environment = environment or {}
+        self._feed: Feed | None = None
+        self._store: Store | None = None
+        self._from_workers = 0
+        self._changed = threading.Condition()
+
+    @classmethod
+    def start(
+        cls,
+        name: str,
+        algorithm: str,
+        params: dict[str, Any],
+        *,
+        seed: int | None = None,
+        total_steps: int | None = None,
+        num_workers: int | None = None,
+        client: Client | None = None,
+        root: str | os.PathLike[str] | None = None,
+    ) -> Run:
+        """Begin a run; returns at once, MLflow is written in the background.
+
+        Parameters
+        ----------
+        name, algorithm : str
+            What a person would call it, and what trains: ``"flights"``, ``"torch"``.
+        params : dict
+            Recorded as plain values; anything else by its ``repr``.
+        seed : int, optional
+        total_steps : int, optional
+            Steps until the end, for progress and time left.
+        num_workers : int, optional
+            Ranks of the gang.
+        client : distributed.Client, optional
+            Its dashboard shows the run, and its workers may send messages. Default: the current client, if any.
+        root : str or path, optional
+            Directory or fsspec URL; default what :func:`set_root` set.
+        """
+        from daskdl.tracking.feed import feed_of
+        from daskdl.tracking.store import store_of
+
+        root = resolve_root(root)
+        run_id = new_id(root)
+        run = cls(RunRecord(run_id), f"{root}/{run_id}", describe_environment())
+        run._store = store_of(root)
+        client = client or _current_client()
+        if client is not None:
+            run._feed = feed_of(client)
+            run._feed.add(run_id, run)
+        asked = {"name": name, "algorithm": algorithm, "params": plain(params), "seed": seed}
+        run._say("start", **asked, total_steps=total_steps, num_workers=num_workers)
+        run._store.create(run.record, run.environment)
+        return run
+
+    # what the client says
+
+    def log(self, step: int, **values: float) -> None:
+        """Record the values of one step, such as ``run.log(10, train_loss=0.5)``."""
+        self._must_run("log")
+        self._say("metrics", points=[[int(step), {k: float(v) for k, v in values.items()}]], epoch=None)
+
+    def event(self, kind: str, text: str, step: int | None = None) -> None:
+        """Record that something happened: ``commit``, ``early_stop``, ``note``, ..."""
+        self._must_run("record an event of")
+        self._say("event", event=kind, text=shorten(text), step=step)
+
+    def finish(self, state: str = "finished", error: str | None = None) -> None:
+        """End the run as ``finished``, ``failed`` or ``stopped``; a run that has ended stays as it is."""
+        if state not in ENDED:
+            raise ValueError(f"A run ends as one of {', '.join(ENDED)}; got {state!r}.")
+        if self.state in ENDED:
+            return
+        self._say("end", state=state, error=None if error is None else shorten(error, 2_000))
+        if self._store is not None:
+            self._store.end(self.record)
+        if self._feed is not None:
+            self._feed.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.finish(*outcome(error))
+
+    def _must_run(self, what: str) -> None:
+        if self.state in ENDED:
+            raise RuntimeError(
+                f"Cannot {what} run {self.id}: it has {self.state}. Start a new run with Run.start(...)."
+            )
+
+    def _say(self, kind: str, **keys: Any) -> None:
+        message = {"run": self.id, "kind": kind, "time": time.time(), **keys}
+        self._apply(message)
+        if self._feed is not None:
+            self._feed.send(message)
+
+    # what the workers say
+
+    def receive(self, message: dict[str, Any]) -> None:
+        """Take one message of a worker; the feed calls it on the client's event loop."""
+        self._apply(message, from_worker=True)
+
+    def wait_for_messages(self, count: int, timeout: float = 5.0) -> bool:
+        """Block until ``count`` worker messages were applied; False when ``timeout`` seconds did not suffice."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._from_workers >= count, timeout)
+
+    def _apply(self, message: dict[str, Any], from_worker: bool = False) -> None:
+        with self._changed:
+            self.record.apply(message)
+            if self._store is not None:
+                self._store.keep(self.record, message)
+            self._from_workers += from_worker
+            self._changed.notify_all()
+
+    # what is left
+
+    @property
+    def id(self) -> str:
+        """The run's name in folders, lists and messages."""
+        return self.record.id
+
+    @property
+    def name(self) -> str:
+        """What the caller called it."""
+        return self.record.name
+
+    @property
+    def algorithm(self) -> str:
+        """What trained."""
+        return self.record.algorithm
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters as plain values."""
+        return self.record.params
+
+    @property
+    def seed(self) -> int | None:
+        """The seed it was asked to use."""
+        return self.record.seed
+
+    @property
+    def state(self) -> str:
+        """``running``, ``finished``, ``failed`` or ``stopped``."""
+        return self.record.state
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed, else None."""
+        return self.record.error
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """One row a step, one column a metric; long curves are thinned evenly."""
+        import pandas as pd
+
+        with self._changed:
+            curves = {name: curve.xy() for name, curve in self.record.curves.items()}
+        columns = {name: pd.Series(values, index=steps, dtype="float64") for name, (steps, values) in curves.items()}
+        return pd.DataFrame(columns).rename_axis("step").sort_index()
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """One row an event: ``time`` (UTC), ``event``, ``text``, ``step``."""
+        import pandas as pd
+
+        with self._changed:
+            frame = pd.DataFrame(self.record.events, columns=["time", "event", "text", "step"])
+        frame["time"] = pd.to_datetime(frame["time"].astype("float64"), unit="s", utc=True)
+        frame["step"] = frame["step"].astype("Int64")
+        return frame
+
+    def open(self, path: str, mode: str = "rb") -> IO[Any]:
+        """Open an artifact of the folder for reading or writing, local or remote."""
+        return Folder(self.folder).open(path, mode)
+
+    def artifacts(self) -> list[str]:
+        """List the artifacts by their path inside the folder."""
+        return Folder(self.folder).names()
+
+    def plot(self, **options: Any) -> Any:
+        """Draw the curves; see :func:`daskdl.plotting.plot_run`."""
+        from daskdl.plotting import plot_run
+
+        return plot_run(self, **options)
+
+    def __repr__(self) -> str:
+        from daskdl.tracking.summary import one_line
+
+        return f"<Run {self.id}: {one_line(self.record)}>"
+
+    def _repr_html_(self) -> str:
+        from daskdl.tracking.card import html_card
+
+        return html_card(self.record, self.folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is what was known at that time; it neither listens nor writes."""
+        with self._changed:
+            return {"record": copy.deepcopy(self.record), "folder": self.folder, "environment": self.environment}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def outcome(error: BaseException | None) -> tuple[str, str | None]:
+    """Return state and text of a run that ends with ``error``, or with None."""
+    if error is None:
+        return "finished", None
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", "stopped by KeyboardInterrupt"
+    return "failed", f"{type(error).__name__}: {error}"
+
+
+def _current_client() -> Client | None:
+    from distributed import default_client
+
+    try:
+        return default_client()
+    except ValueError:
+        return None
+
+
+def runs(root: str | os.PathLike[str] | None = None) -> pd.DataFrame:
+    """List the runs kept under ``root``, newest first, one row a run.
+
+    Columns: ``id``, ``name``, ``algorithm``, ``state``, ``started`` (UTC), ``seconds``, then the parameters as
+    ``params.<name>`` and the last value of each metric.
+    """
+    from daskdl.tracking.archive import list_runs
+
+    return list_runs(resolve_root(root))
+
+
+def load_run(id: str, root: str | os.PathLike[str] | None = None) -> Run:
+    """Read a run back from ``root``.
+
+    Raises
+    ------
+    ValueError
+        There is no such run; the message names the nearest.
+    """
+    from daskdl.tracking.archive import read_run
+
+    return Run(*read_run(id, resolve_root(root)))

@@ -1,0 +1,295 @@
+"""What a training loop gets in its rank: its batches, its wrapped model, a place to report to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from daskdl.data.batches import Batch, RankBatches
+from daskdl.data.schema import Schema
+from daskdl.data.target import Target
+from daskdl.errors import LossDiverged
+from daskdl.execution import spmd
+from daskdl.training.gradients import Share, weighted_sum
+
+SEND_SECONDS = 0.2  # between two messages of rank 0
+POINTS_PER_RUN = 200  # at about so many steps of a run, ranks add up what they reported
+
+Send = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TensorBatch:
+    """One rank's part of a global batch, on its device.
+
+    Attributes
+    ----------
+    inputs : tuple of tensor
+        What a module takes: ``numbers`` of shape (n_rows, n_numbers), then, if the frame has categories, ``codes`` of
+        shape (n_rows, n_categories).
+    y : tensor of shape (n_rows,)
+        Class numbers (int64), or standardised labels (float32).
+    epoch, step : int
+        Epoch, and step from the start of training.
+    last_of_epoch : bool
+    n_rows, n_global : int
+        Rows of this rank and of all ranks. A rank that has none in a short last batch gets rows it had before, whose
+        gradient counts zero.
+    """
+
+    inputs: tuple[torch.Tensor, ...]
+    y: torch.Tensor
+    epoch: int
+    step: int
+    last_of_epoch: bool
+    n_rows: int
+    n_global: int
+
+    @property
+    def x(self) -> torch.Tensor:
+        """The numbers, for a frame without categories."""
+        return self.inputs[0]
+
+
+def to_tensors(block: Any, device: torch.device) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Inputs and labels of a block on a device; codes become int64, as embeddings want them."""
+
+    def tensor(array: Any) -> torch.Tensor:
+        values = torch.from_numpy(np.ascontiguousarray(array))
+        return values.to(device, non_blocking=True)
+
+    inputs = [tensor(block["numbers"])]
+    if "codes" in block:
+        inputs.append(tensor(block["codes"]).long())
+    return tuple(inputs), tensor(block["y"])
+
+
+class Context:
+    """A training loop's view of its rank. ``daskdl.train`` makes it.
+
+    Attributes
+    ----------
+    rank, world_size : int
+    device : torch.device
+        The rank's GPU if it has one.
+    schema : Schema
+        How the columns became numbers; ``schema.n_numbers`` and ``schema.cardinalities`` size a network.
+    target : Target
+        Its ``n_classes`` is 0 for a regression.
+    """
+
+    def __init__(
+        self, rank: int, world_size: int, batches: RankBatches, schema: Schema, target: Target, run: str, send: Send
+    ) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.schema, self.target = schema, target
+        self._batches = batches
+        self._kept: dict[str, Any] = {}
+        self._share = Share()
+        self._stopped = False
+        self._report = _Report(self, run, send)
+        self._good: tuple[int, dict[str, Any]] = (0, {})
+        self.step = batches.next_step
+
+    # -- model ------------------------------------------------------------------------------------------------
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """Move a module to this rank's device and make its gradients those of the whole global batch.
+
+        Rank 0's weights are sent to all. Write the loss as the mean over the batch you got: daskdl weights the
+        gradients by rows, so ranks with one row more or less count right.
+        """
+        module = module.to(self.device)
+        self.keep(model=module)
+        if self.world_size == 1:
+            return module
+        wrapped = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+        wrapped.register_comm_hook(self._share, weighted_sum)
+        return wrapped
+
+    def keep(self, **stateful: Any) -> None:
+        """Name objects with a ``state_dict``, such as ``optimizer=optimizer``, that belong to the state of the run."""
+        self._kept.update(stateful)
+
+    # -- data -------------------------------------------------------------------------------------------------
+
+    @property
+    def total_steps(self) -> int:
+        return self._batches.epochs * self._batches.order.steps_per_epoch
+
+    @property
+    def batches(self) -> Iterator[TensorBatch]:
+        """This rank's batches, epoch after epoch; every rank gets the same number of them."""
+        previous: TensorBatch | None = None
+        steps = self._batches.order.steps_per_epoch
+        for batch in self._batches:
+            if spmd.stopping():
+                raise RuntimeError(f"stopped at step {batch.step}: another rank of the gang failed, or the client did")
+            previous = self._tensors(batch, previous, (batch.step + 1) % steps == 0)
+            self._share.value = batch.n_rows / batch.n_global
+            yield previous
+            self.step = batch.step + 1
+            self._report.close_step(batch)
+            if self._stopped:
+                break
+        self._report.flush()
+
+    def _tensors(self, batch: Batch, previous: TensorBatch | None, last_of_epoch: bool) -> TensorBatch:
+        if batch.n_rows == 0 and previous is not None:
+            inputs, y = previous.inputs, previous.y
+        else:
+            inputs, y = to_tensors(batch.arrays, self.device)
+        return TensorBatch(inputs, y, batch.epoch, batch.step, last_of_epoch, batch.n_rows, batch.n_global)
+
+    def stop(self) -> None:
+        """End the batches after this step. Every rank must call it at the same step."""
+        self._stopped = True
+
+    # -- talk -------------------------------------------------------------------------------------------------
+
+    def report(self, **values: float | torch.Tensor) -> None:
+        """Report values of this step, means over this rank's rows; what is recorded is the mean over all ranks.
+
+        ``loss`` is recorded as ``train_loss``, and a loss that is not finite ends the run with ``LossDiverged``. Every
+        rank must report the same names.
+        """
+        self._report.add(values)
+
+    def log(self, **values: float) -> None:
+        """Record values that are the same on every rank, such as a validation loss."""
+        self._report.point(self.step, values)
+
+    def event(self, kind: str, text: str) -> None:
+        """Record that something happened, such as an early stop; rank 0's word counts."""
+        self._report.message("event", event=kind, text=text, step=self.step)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Add up a tensor over all ranks, in place. Every rank must call it."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """``state_dict`` of everything kept, copied to the CPU."""
+        return {name: to_cpu(thing.state_dict()) for name, thing in self._kept.items()}
+
+    def remember_good(self) -> None:
+        """Keep the model's state of this step, if it is finite, for the case that the loss diverges later."""
+        model = self._kept.get("model")
+        if self.rank == 0 and model is not None and all(bool(p.isfinite().all()) for p in model.parameters()):
+            self._good = (self.step, to_cpu(model.state_dict()))
+
+    def diverged(self, step: int, loss: float) -> LossDiverged:
+        good_step, state = self._good
+        return LossDiverged(
+            f"the training loss became {loss} at step {step}. The last good weights are those after step {good_step}; "
+            "they are kept in this error as .state and by an estimator as model_. A lower learning rate, clipped "
+            "gradients or a look at the largest feature values usually help.",
+            step,
+            good_step,
+            state,
+        )
+
+    @property
+    def n_messages(self) -> int:
+        return self._report.sent
+
+
+def to_cpu(state: Any) -> Any:
+    """Copy a state to the CPU: tensors cloned, containers rebuilt."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {k: to_cpu(v) for k, v in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(to_cpu(v) for v in state)
+    return state
+
+
+class _Report:
+    """Collects what a rank reports, adds it up over ranks now and then, and sends it as messages of rank 0."""
+
+    def __init__(self, context: Context, run: str, send: Send) -> None:
+        self.context, self.run, self.send = context, run, send
+        self.every = max(1, context._batches.epochs * context._batches.order.steps_per_epoch // POINTS_PER_RUN)
+        self.now: dict[str, torch.Tensor] = {}
+        self.rows: list[tuple[int, int, int, dict[str, torch.Tensor]]] = []  # step, rows, global rows, values
+        self.points: list[list[Any]] = []
+        self.sent = 0
+        self.sent_at = self.added_at = time.monotonic()
+
+    def add(self, values: dict[str, float | torch.Tensor]) -> None:
+        for name, value in values.items():
+            tensor = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(float(value))
+            if tensor.numel() != 1:
+                raise ValueError(
+                    f"report({name}=...) takes one number per step, got a tensor of shape {tuple(tensor.shape)}. "
+                    "Reduce it first, for example with .mean()."
+                )
+            self.now["train_loss" if name == "loss" else name] = tensor.reshape(()).double()
+
+    def close_step(self, batch: Batch) -> None:
+        self.rows.append((batch.step, batch.n_rows, batch.n_global, self.now))
+        self.now = {}
+        if len(self.rows) >= self.every:
+            self.flush(batch.epoch + 1)
+
+    def flush(self, epoch: float | None = None) -> None:
+        """Add up over ranks the steps since the last time; every rank gets here at the same step."""
+        rows, self.rows = self.rows, []
+        names = sorted(rows[-1][3]) if rows else []
+        if names:
+            means = self._means(rows, names)
+            for (step, *_), values in zip(rows, means, strict=True):
+                self.points.append([step + 1, dict(zip(names, values, strict=True))])
+            losses = [(step, v[names.index("train_loss")]) for (step, *_), v in zip(rows, means, strict=True)
+                      if "train_loss" in names]  # fmt: skip
+            bad = next(((step, loss) for step, loss in losses if not math.isfinite(loss)), None)
+            if bad is not None:
+                self._send_points(epoch)
+                raise self.context.diverged(*bad)
+            self.context.remember_good()
+        if rows:
+            now = time.monotonic()
+            self._add_point(rows[-1][0] + 1, "rows_per_s", sum(r[2] for r in rows) / max(now - self.added_at, 1e-9))
+            self.added_at = now
+        if self.points and (time.monotonic() - self.sent_at > SEND_SECONDS or epoch is None):
+            self._send_points(epoch)
+
+    def _means(self, rows: list[Any], names: list[str]) -> list[list[float]]:
+        """Mean of each value over the rows of all ranks, step by step: one all-reduce for all steps."""
+        zero = torch.zeros((), dtype=torch.float64, device=self.context.device)
+        sums = [[values.get(k, zero) * n if n else zero for k in names] for _, n, _, values in rows]
+        table = torch.stack([torch.stack([v.to(self.context.device) for v in line]) for line in sums])
+        if self.context.world_size > 1:
+            dist.all_reduce(table)
+        totals = torch.tensor([[n] for _, _, n, _ in rows], dtype=torch.float64)
+        return [[float(v) for v in line] for line in table.cpu() / totals]
+
+    def _add_point(self, step: int, name: str, value: float) -> None:
+        self.points.append([step, {name: value}])
+
+    def point(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._add_point(step, name, float(value))
+
+    def _send_points(self, epoch: float | None) -> None:
+        points, self.points = self.points, []
+        self.sent_at = time.monotonic()
+        self.message("metrics", points=points, epoch=epoch)
+
+    def message(self, kind: str, **keys: Any) -> None:
+        if self.context.rank == 0:
+            self.send({"run": self.run, "kind": kind, "time": time.time(), **keys})
+            self.sent += 1
