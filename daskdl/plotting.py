@@ -10,6 +10,7 @@ import pandas as pd
 
 from daskdl.errors import DataError, MissingExtraError
 from daskdl.tracking import summary
+from daskdl.tracking.colors import AXIS_JS, PALETTE
 from daskdl.tracking.run import Run, load_run
 
 if TYPE_CHECKING:
@@ -119,7 +120,8 @@ def plot_roc(y: Any, p: Any, positive: Any = 1, **options: Any) -> Overlay:
         "ylabel": "true positive rate",
         "title": f"AUC {data.attrs['auc']:.4f}",
     }
-    return _diagonal() * _hvplot(data).line(x="fpr", y="tpr", **_square(settings | options))
+    line = _hvplot(data).line(x="fpr", y="tpr", **_square(settings | options))
+    return _diagonal(xlabel=settings["xlabel"], ylabel=settings["ylabel"]) * line
 
 
 def calibration_data(y: Any, p: Any, positive: Any = 1, bins: int = 10) -> pd.DataFrame:
@@ -140,7 +142,8 @@ def plot_calibration(y: Any, p: Any, positive: Any = 1, bins: int = 10, **option
     settings = {"xlabel": "predicted probability", "ylabel": "observed share", "title": "Calibration"}
     chart = _hvplot(data)
     line = chart.line(x="predicted", y="observed", **_square(settings | options))
-    return _diagonal() * line * chart.scatter(x="predicted", y="observed", hover_cols=["rows"], size=40)
+    dots = chart.scatter(x="predicted", y="observed", hover_cols=["rows"], **_square(settings | {"size": 40} | options))
+    return _diagonal(xlabel=settings["xlabel"], ylabel=settings["ylabel"]) * line * dots
 
 
 def _histogram(y: Any, p: Any, positive: Any) -> pd.DataFrame:
@@ -202,7 +205,13 @@ def _hvplot(data: pd.DataFrame) -> Any:
 
 
 def _lines(data: pd.DataFrame, by: str, title: str, **options: Any) -> Any:
-    settings: dict[str, Any] = {"title": title, "ylabel": "", "width": 420, "height": 260, "legend": "top_right"}
+    settings: dict[str, Any] = {"title": title, "ylabel": "", "width": 420, "height": 260, "color": list(PALETTE)}
+    if summary.is_speed(title):
+        from bokeh.models import CustomJSTickFormatter
+
+        settings |= {"ylim": (0, None), "yformatter": CustomJSTickFormatter(code=AXIS_JS), "legend": "bottom_right"}
+    else:  # away from the curves: losses fall, scores rise
+        settings["legend"] = "top_right" if summary.lower_is_better(title) else "bottom_right"
     return _hvplot(data).line(x="step", y="value", by=by, **(settings | options))
 
 
@@ -212,10 +221,12 @@ def _layout(panels: list[Any]) -> Layout:
     return hv.Layout(panels).cols(2).opts(shared_axes=False)
 
 
-def _diagonal() -> Any:
+def _diagonal(**options: Any) -> Any:
     line = pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, 1.0]})
-    return _hvplot(line).line(x="x", y="y", color="grey", line_dash="dashed", line_width=1)
+    return _hvplot(line).line(
+        x="x", y="y", **_square({"color": "grey", "line_dash": "dashed", "line_width": 1} | options)
+    )
 
 
 def _square(options: dict[str, Any]) -> dict[str, Any]:
-    return {"width": 380, "height": 360, "xlim": (0, 1), "ylim": (0, 1)} | options
+    return {"width": 380, "height": 360, "xlim": (0, 1), "ylim": (0, 1), "color": PALETTE[0]} | options

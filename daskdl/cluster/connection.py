@@ -158,6 +158,7 @@ def _managed(name: str, n_workers: int | None, kwargs: dict[str, Any]) -> Client
 
 def _join(address: str, timeout: float, security: Any) -> Client:
     host, port = _host_and_port(address)
+    answers = address.startswith("tcp:")  # with tls it is the client who speaks first
     from distributed import Client, default_client
 
     with contextlib.suppress(ValueError):  # no client yet
@@ -165,13 +166,20 @@ def _join(address: str, timeout: float, security: Any) -> Client:
         if client.scheduler is not None and client.scheduler.address == address:
             return client
     try:
-        socket.create_connection((host, port), timeout / 2).close()  # at once, where Dask tries again until the end
+        _knock(host, port, timeout / 2, answers)
         return Client(address, timeout=timeout / 2, security=security)
     except OSError as error:
         raise ConnectionFailed(
             f"No Dask scheduler answers at {address} ({error}). Start one there (`dask scheduler`), check the address "
             "and the firewall, or call connect() without an address for a cluster on this machine."
         ) from error
+
+
+def _knock(host: str, port: int, timeout: float, answers: bool) -> None:
+    """Raise OSError at once, where Dask would try again and again, or wait for ever for a server that says nothing."""
+    with socket.create_connection((host, port), timeout) as door:
+        if answers and not door.recv(1):
+            raise ConnectionError("it closed the connection")
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

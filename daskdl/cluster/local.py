@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import logging
 import os
 import socket
 import threading
@@ -82,6 +83,8 @@ def _start(request: Request, dashboard_address: str) -> Client:
     }
     if request.memory_limit != "auto":  # left out, Dask divides by the number of workers; "auto" it would not
         options["memory_limit"] = request.memory_limit
+    # the scheduler lives in this process and warns of every shuffle that begins and ends
+    logging.getLogger("distributed.shuffle._scheduler_plugin").setLevel(logging.ERROR)
     try:
         return KINDS[request.kind](options)
     except (OSError, RuntimeError) as error:

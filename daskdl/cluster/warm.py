@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 from contextlib import suppress
 
 MODULES = (
@@ -17,6 +18,9 @@ MODULES = (
     "dask.dataframe",
     "pyarrow.parquet",
 )
+
+# Ctrl-C in a terminal, or an interrupted cell, is for the client, which then ends or keeps its workers
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 for name in MODULES:
     with suppress(ImportError):  # a worker that needs it reports it better than the fork server could

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bokeh.core.properties import without_property_validation
 from bokeh.layouts import column, row
-from bokeh.models import ColumnDataSource, Div, HoverTool, NumeralTickFormatter, UIElement
+from bokeh.models import ColumnDataSource, CustomJSTickFormatter, DataRange1d, HoverTool
+from bokeh.models.ui import UIElement
+from bokeh.models.widgets import Div
 from bokeh.plotting import figure
 from distributed.dashboard.components import DashboardComponent, add_periodic_callback
 from distributed.dashboard.components.scheduler import BOKEH_THEME
@@ -16,6 +18,7 @@ from distributed.dashboard.utils import update
 from distributed.utils import log_errors
 
 from daskdl.dashboard import style, view
+from daskdl.tracking.colors import AXIS_JS
 from daskdl.tracking.record import RunRecord
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ class Training(DashboardComponent):
     ----------
     records : callable
         Returns the records by id, oldest first; asked at every update.
+    clock : callable
+        Returns the time in seconds since the epoch.
 
     Attributes
     ----------
@@ -39,16 +44,16 @@ class Training(DashboardComponent):
         The loss curves: one row a curve with ``xs``, ``ys``, ``color``, ``dash``, ``run``, ``metric``.
     """
 
-    def __init__(self, records: Callable[[], Mapping[str, RunRecord]]) -> None:
+    def __init__(self, records: Callable[[], Mapping[str, RunRecord]], clock: Callable[[], float] = time.time) -> None:
         self.records = records
+        self.clock = clock
         self.drawn: Any = None
         self.source, self.scores, self.speeds = (ColumnDataSource(view.curves([], None)) for _ in range(3))
         self.marks = ColumnDataSource(view.marks([]))
         self.loss_figure = _chart("Loss (dashed: validation)", self.source, ticks=6)
         self.score_figure = _chart("Score", self.scores)
-        self.speed_figure = _chart("Rows per second", self.speeds)
-        self.speed_figure.yaxis.formatter = NumeralTickFormatter(format="0.[0]a")
-        self.speed_figure.y_range.start = 0
+        self.speed_figure = _chart("Rows per second", self.speeds, y_range=DataRange1d(start=0))
+        self.speed_figure.yaxis.formatter = CustomJSTickFormatter(code=AXIS_JS)
         shape: dict[str, Any] = {
             "marker": "marker",
             "size": "size",
@@ -69,7 +74,7 @@ class Training(DashboardComponent):
     @log_errors
     def update(self) -> None:
         """Bring charts and table up to date; does nothing while nothing was said and no run is running."""
-        now = time.time()
+        now = self.clock()
         records = list(self.records().values())
         running = any(r.state == "running" for r in records)
         state = ([(r.id, r.changes) for r in records], int(now) if running else None)
@@ -93,8 +98,8 @@ class Training(DashboardComponent):
         self.speed_figure.visible = bool(self.speeds.data["xs"])
 
 
-def _chart(title: str, source: ColumnDataSource, ticks: int = 3) -> figure:
-    chart = figure(title=title, sizing_mode="stretch_both", **style.CHART)
+def _chart(title: str, source: ColumnDataSource, ticks: int = 3, **options: Any) -> figure:
+    chart = figure(title=title, sizing_mode="stretch_both", **style.CHART, **options)
     stroke: dict[str, Any] = {"color": "color", "line_dash": "dash", "line_width": "width", "line_alpha": "alpha"}
     lines = chart.multi_line("xs", "ys", source=source, line_join="round", **stroke)
     chart.add_tools(HoverTool(renderers=[lines], tooltips="@run: @metric $snap_y{0.0000} at step $snap_x{0,0}"))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from bokeh.models import BasicTicker, InlineStyleSheet, NumeralTickFormatter, Title
+from bokeh.models import BasicTicker, CustomJSTickFormatter
+from bokeh.models.annotations import Title
 from bokeh.plotting import figure
+
+from daskdl.tracking.colors import AXIS_JS
 
 INK = "#1f2937"
 GREY = "#6b7280"
@@ -14,11 +17,10 @@ GRID = "#e9ebee"
 CHART: dict[str, Any] = {"min_height": 60, "min_width": 100, "toolbar_location": None, "tools": ""}
 
 # the charts of the right-hand side share what is left; a narrow pane shows the loss alone
-SIDE = InlineStyleSheet(css="@media (max-width: 420px) { :host { display: none !important; } }")
+SIDE = "@media (max-width: 420px) { :host { display: none !important; } }"
 
-TABLE_BOX = {"max-height": "38%", "overflow-y": "auto", "flex": "none"}
-TABLE = InlineStyleSheet(
-    css="""
+TABLE_BOX: dict[str, str | None] = {"max-height": "38%", "overflow-y": "auto", "flex": "none"}
+TABLE = """
 .bk-clearfix { width: 100%; }
 table { width: 100%; border-collapse: collapse; font: 12px/1.4 system-ui, sans-serif; color: #1f2937; }
 th { position: sticky; top: 0; background: white; text-align: left; font-weight: 500; color: #6b7280; z-index: 1; }
@@ -36,7 +38,6 @@ small { color: #6b7280; }
 @media (max-width: 760px) { .algorithm, .step { display: none; } th, td { padding: 1px 5px; } u { width: 36px; } }
 @media (max-width: 440px) { .left, small { display: none; } }
 """
-)
 
 EMPTY = """
 <div style="height:90vh;display:flex;flex-direction:column;align-items:center;justify-content:center;gap:.6em;
@@ -49,7 +50,7 @@ and its loss, speed and progress appear here.</span></div>
 """
 
 
-FILL = InlineStyleSheet(css=".bk-clearfix { width: 100%; }")
+FILL = ".bk-clearfix { width: 100%; }"
 
 
 def title_of(chart: figure) -> Title:
@@ -69,4 +70,4 @@ def quiet(chart: figure, ticks: int) -> None:
     chart.axis.major_label_text_color, chart.axis.major_label_text_font_size = GREY, "10px"
     chart.xaxis.ticker = BasicTicker(desired_num_ticks=5)
     chart.yaxis.ticker = BasicTicker(desired_num_ticks=ticks)
-    chart.xaxis.formatter = NumeralTickFormatter(format="0.[0]a")
+    chart.xaxis.formatter = CustomJSTickFormatter(code=AXIS_JS)

@@ -10,14 +10,12 @@ from html import escape
 from typing import Any
 
 from daskdl.tracking import summary
-from daskdl.tracking.card import STATE_COLORS
+from daskdl.tracking.colors import ALERT, PALETTE, STATE_COLORS
 from daskdl.tracking.record import RunRecord
 
-PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#2aa5a0", "#9d755d", "#d6559b", "#8a9a2b")
 POINTS = 300  # per curve; a pane is seldom wider in pixels than twice that
 MARKS = {"early_stop": ("square", 9), "commit": ("circle", 6), "worker_lost": ("x", 11), "failed": ("x", 11)}
 NOISY = 80  # points from which a curve is smoothed
-ALERT = STATE_COLORS["failed"]
 
 Colored = list[tuple[str, RunRecord]]
 
@@ -125,7 +123,7 @@ def _row(record: RunRecord, color: str, now: float) -> str:
         "left": _left(record, now),
         "step": f"{record.step:,}",
         "loss": summary.number(summary.last_loss(record)),
-        "best": f"{summary.number(top[2])} <small>{escape(top[0])}</small>" if top else "–",
+        "best": f"{summary.number(top[2])} <small>{escape(top[0])}</small>" if top else summary.NONE,
     }
     row = "".join(f'<td class="{name}">{html}</td>' for name, html in cells.items())
     error = (
@@ -137,7 +135,7 @@ def _row(record: RunRecord, color: str, now: float) -> str:
 def _progress(record: RunRecord, color: str) -> str:
     done = record.progress
     if done is None:
-        return "–"
+        return summary.NONE
     return f'<u><s style="width:{done:.1%};background:{color}"></s></u>{done:.0%}'
 
 

@@ -50,9 +50,7 @@ class _Lane:
             for group, first, stop in self.window.segments
         ]
         # one piece is a view of its block; several small ones are laid end to end
-        self.rows = (
-            pieces[0] if len(pieces) == 1 else {k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}
-        )
+        self.rows = pieces[0] if len(pieces) == 1 else {k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}
         return self.window
 
     def read(self, first: int, stop: int, out: dict[str, Array], at: int) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+from dask.dataframe.dask_expr._expr import are_co_aligned
 from distributed import Client, futures_of
 
 from daskdl.data.batches import Block
@@ -21,7 +23,7 @@ LABEL = "__label__"
 MIN_PIECE_ROWS = 1_000  # a frame in memory is not cut finer than this
 PIECES_PER_WORKER = 4
 
-Frame = pd.DataFrame | dd.DataFrame
+Frame = Any  # a pandas, cudf or Dask DataFrame
 Encode = Callable[[Schema, Target, pd.DataFrame, pd.Series], Block]
 
 
@@ -116,13 +118,14 @@ def _joined_lazy(X: dd.DataFrame, y: Any) -> dd.DataFrame:
             f"X is a Dask DataFrame, so y must be a Dask Series or the name of a column of X; got {type(y).__name__}. "
             "Keep the label in the frame and pass df[features], df['label']."
         )
-    try:
-        return X.assign(**{LABEL: y})
-    except ValueError as error:
+    known = X.known_divisions and y.known_divisions
+    if not known and not are_co_aligned(X.expr, y.expr):  # Dask would shuffle by index, and pair rows by chance
         raise DataError(
-            f"X ({X.npartitions} partitions) and y ({y.npartitions}) come from different frames and Dask cannot align "
-            f"them: {error}. Take both from one frame: X = df[features], y = df['label']."
-        ) from error
+            f"X ({X.npartitions} partitions) and y ({y.npartitions}) come from different frames of unknown divisions, "
+            "so which label belongs to which row cannot be told. Take both from one frame: X = df[features], "
+            "y = df['label']."
+        )
+    return X.assign(**{LABEL: y})
 
 
 # -- pass one: look at the rows -----------------------------------------------------------------------------------
@@ -151,6 +154,7 @@ class Rows:
 
     @property
     def n_rows(self) -> int:
+        """Rows of all pieces."""
         return sum(self.counts)
 
     def encode(
@@ -230,7 +234,7 @@ def _pieces(frame: Frame, client: Client | None) -> list[Any]:
     n_workers = len(client.scheduler_info(n_workers=-1)["workers"])
     n = max(1, min(PIECES_PER_WORKER * n_workers, len(frame) // MIN_PIECE_ROWS))
     cuts = [len(frame) * i // n for i in range(n + 1)]
-    return list(client.scatter([frame.iloc[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]))
+    return list(client.scatter([frame.iloc[a:b] for a, b in pairwise(cuts)], hash=False))
 
 
 def _look_at(piece: Any, classes: bool, moments: bool) -> tuple[dict[Any, ColumnStats], ColumnStats] | DataError:
@@ -243,9 +247,7 @@ def _look_at(piece: Any, classes: bool, moments: bool) -> tuple[dict[Any, Column
         return error
 
 
-def _merge(
-    found: Sequence[Any], names: Sequence[Any]
-) -> tuple[list[int], dict[Any, ColumnStats], ColumnStats]:
+def _merge(found: Sequence[Any], names: Sequence[Any]) -> tuple[list[int], dict[Any, ColumnStats], ColumnStats]:
     counts = [label.n for _, label in found]
     label = found[0][1]
     for _, more in found[1:]:
@@ -304,5 +306,3 @@ def owner_of_pieces(counts: Sequence[int], groups: Sequence[Sequence[int]]) -> l
         owners[piece] = min(readers.get(piece, range(len(groups))), key=lambda r: load[r])
         load[owners[piece]] += counts[piece]
     return owners
-
-

@@ -51,6 +51,7 @@ class Window:
 
     @property
     def stop(self) -> int:
+        """Offset in the lane behind the window's last row."""
         return self.start + len(self.permutation)
 
 
@@ -110,10 +111,12 @@ class SampleOrder:
 
     @cached_property
     def n_rows(self) -> int:
+        """Rows of the dataset."""
         return int(self._counts.sum())
 
     @cached_property
     def n_lanes(self) -> int:
+        """Number of lanes, never more than rows in a batch."""
         if not self.shuffle:
             return 1
         wanted = self.lanes or choose_lanes(self.batch_size)
@@ -121,6 +124,7 @@ class SampleOrder:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Global batches in an epoch."""
         full, rest = divmod(self.n_rows, self.batch_size)
         return full + (1 if rest and not self.drop_last else 0)
 
@@ -178,10 +182,8 @@ class SampleOrder:
         first = int(np.searchsorted(windows, windows[at], side="left"))
         last = int(np.searchsorted(windows, windows[at], side="right"))
         n = int(starts[last] - starts[first])
-        if self.shuffle:
-            permutation = _rng(self.seed, 2, epoch, lane, int(windows[at])).permutation(n)
-        else:
-            permutation = np.arange(n)
+        key = (self.seed, 2, epoch, lane, int(windows[at]))
+        permutation = _rng(*key).permutation(n) if self.shuffle else np.arange(n)
         return Window(int(starts[first]), segments[first:last], permutation)
 
     # -- who reads what ---------------------------------------------------------------------------------------

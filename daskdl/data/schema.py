@@ -114,8 +114,8 @@ def _plain_category(column: pd.Series) -> pd.Series:
     odd = next((v for v in column if not isinstance(v, (str, bool, int, float, np.generic, type(None)))), None)
     if odd is not None and not pd.api.types.is_scalar(odd):
         raise DataError(
-            f"column {column.name!r} is an object column that is no category: it holds {type(odd).__name__} values such "
-            f"as {str(odd)[:60]!r}. Turn it into numbers or strings, or leave it out."
+            f"column {column.name!r} is an object column that is no category: it holds {type(odd).__name__} values "
+            f"such as {str(odd)[:60]!r}. Turn it into numbers or strings, or leave it out."
         )
     return column
 
@@ -165,8 +165,8 @@ class Column:
             )
         if stats.n_infinite:
             raise DataError(
-                f"column {name!r} holds {stats.n_infinite:,} infinite values (inf) in {stats.n:,} rows; they would turn "
-                "the loss into NaN. Replace them, for example df.replace([np.inf, -np.inf], np.nan)."
+                f"column {name!r} holds {stats.n_infinite:,} infinite values (inf) in {stats.n:,} rows; they would "
+                "turn the loss into NaN. Replace them, for example df.replace([np.inf, -np.inf], np.nan)."
             )
         if len(stats.values) > MAX_CATEGORIES:
             raise DataError(
@@ -227,18 +227,22 @@ class Schema:
 
     @property
     def names(self) -> list[Any]:
+        """Column names, in order."""
         return [c.name for c in self.columns]
 
     @property
     def number_columns(self) -> list[Column]:
+        """The columns that are numbers."""
         return [c for c in self.columns if c.kind == "number"]
 
     @property
     def category_columns(self) -> list[Column]:
+        """The columns that are categories."""
         return [c for c in self.columns if c.kind == "category"]
 
     @property
     def indicators(self) -> list[Column]:
+        """The number columns that get one more feature, which says where they were missing."""
         return [c for c in self.number_columns if self.missing == "indicator" and c.n_missing]
 
     @property
@@ -350,9 +354,7 @@ class Schema:
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("column", "kind", "values", "missing"))
-        rows = (
-            "".join(f"<td style='text-align:left'>{html.escape(v)}</td>" for v in row) for row in self._table()
-        )
+        rows = ("".join(f"<td style='text-align:left'>{html.escape(v)}</td>" for v in row) for row in self._table())
         return f"<table><tr>{head}</tr><tr>{'</tr><tr>'.join(rows)}</tr></table>"
 
 

@@ -87,6 +87,7 @@ class Target:
 
     @property
     def n_classes(self) -> int:
+        """Number of classes; 0 for a regression."""
         return 0 if self.classes is None else len(self.classes)
 
     def encode(self, y: pd.Series) -> npt.NDArray[Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
 
 import fsspec
 import numpy as np
@@ -16,6 +17,20 @@ from daskdl.data.schema import Schema
 from daskdl.data.target import Target
 from daskdl.errors import DataError
 from daskdl.estimators.predict import Outputs, Predictor, predict
+
+C = TypeVar("C", bound=type)
+
+
+def documented_by(parent: type) -> Callable[[C], C]:
+    """Put the parameters and attributes that ``parent`` documents into a class's docstring, behind its first line."""
+
+    def decorate(cls: C) -> C:
+        first, _, rest = (cls.__doc__ or "").partition("\n\n")
+        shared = (parent.__doc__ or "").partition("\n\n")[2].rstrip()
+        cls.__doc__ = f"{first}\n\n{shared}\n{rest}"
+        return cls
+
+    return decorate
 
 
 class DaskEstimator(BaseEstimator):
@@ -182,7 +197,7 @@ def _compared(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
     if isinstance(y, str):
         X, y = label_column(X, y)
     if is_lazy(X):
-        return dask.compute(y, estimator.predict(X))  # type: ignore[no-any-return]
+        return dask.compute(y, estimator.predict(X))
     return y, estimator.predict(X)
 
 
@@ -213,7 +228,9 @@ def load(path: str, **params: Any) -> Any:
 
     fs, folder = fsspec.core.url_to_fs(path)
     if not fs.exists(f"{folder}/estimator.json"):
-        raise ValueError(f"{path} holds no saved estimator: there is no estimator.json in it. Give the folder of save().")
+        raise ValueError(
+            f"{path} holds no saved estimator: there is no estimator.json in it. Give the folder of save()."
+        )
     with fs.open(f"{folder}/estimator.json") as file:
         about = json.load(file)
     if about["format"] != 1:

@@ -32,8 +32,8 @@ class TabularNet(nn.Module):
         super().__init__()
         widths = [min(32, 2 + n // 4) for n in schema.cardinalities]
         self.embeddings = nn.ModuleList(nn.Embedding(n, w) for n, w in zip(schema.cardinalities, widths, strict=True))
-        for embedding in self.embeddings:
-            nn.init.normal_(embedding.weight, std=0.05)
+        for weight in self.embeddings.parameters():
+            nn.init.normal_(weight, std=0.05)
         layers: list[nn.Module] = []
         n_inputs = schema.n_numbers + sum(widths)
         for width in hidden:

@@ -15,10 +15,10 @@ from torch import nn
 from daskdl.data.frame import encode_tensors
 from daskdl.data.schema import Missing, Schema
 from daskdl.errors import LossDiverged
-from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor
+from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by
 from daskdl.estimators.tabular import TabularNet
 from daskdl.training.context import to_tensors
-from daskdl.training.fit import FitConfig, class_scores, fit_loop
+from daskdl.training.fit import FitConfig, class_scores, fit_loop, make_optimizer
 from daskdl.training.train import Job, current_client, started
 
 PREDICT_ROWS = 65_536  # rows per forward pass
@@ -132,15 +132,14 @@ class _TorchEstimator(DaskEstimator):
         client = current_client()
         rows = self._read(X, y, client, moments=True)
         module = self._make_module()
+        make_optimizer(config, module)  # refuses a wrong one before anything is launched
         validation = self._read_validation(validation_data, client)
-        job = Job(
-            rows, self.schema_, self.target_, self.batch_size, self.epochs, self.seed, self.num_workers, client
-        )
+        job = Job(rows, self.schema_, self.target_, self.batch_size, self.epochs, self.seed, self.num_workers, client)
         extra = None
         if validation is not None:
             blocks = validation.encode(encode_tensors, self.schema_, self.target_)
             extra = [blocks[r :: job.world_size] for r in range(job.world_size)]
-        title = self.name or getattr(self.module or TabularNet, "__name__", type(self.module).__name__)
+        title = self.name or str(getattr(self.module or TabularNet, "__name__", type(self.module).__name__))
         params = {k: v for k, v in self.get_params(deep=False).items() if k not in ("name", "verbose", "seed")}
         with started(title, type(self).__name__, params, job, self.verbose) as run:
             self.run_ = run
@@ -220,7 +219,7 @@ class _TorchEstimator(DaskEstimator):
 @torch.no_grad()
 def _forward(model: nn.Module, schema: Schema, frame: pd.DataFrame) -> torch.Tensor:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    block = {"numbers": schema.numbers(frame), "y": np.empty(0, dtype=np.float32)}
+    block: dict[str, Any] = {"numbers": schema.numbers(frame), "y": np.empty(0, dtype=np.float32)}
     if schema.category_columns:
         block["codes"] = schema.codes(frame)
     inputs, _ = to_tensors(block, device)
@@ -229,10 +228,10 @@ def _forward(model: nn.Module, schema: Schema, frame: pd.DataFrame) -> torch.Ten
     return torch.cat([model(*(x[i : i + PREDICT_ROWS] for x in inputs)) for i in steps]).cpu()
 
 
+@documented_by(_TorchEstimator)
 class TorchClassifier(DaskClassifier, _TorchEstimator):
-    __doc__ = (
-        (_TorchEstimator.__doc__ or "")
-        + """
+    """Classify rows with a PyTorch network, trained data-parallel on the workers of a Dask cluster.
+
     classes_ : array of shape (n_classes,)
 
     Examples
@@ -243,7 +242,6 @@ class TorchClassifier(DaskClassifier, _TorchEstimator):
     >>> clf.predict(pd.DataFrame({"x": [3, 97]})).tolist()
     [False, True]
     """
-    )
 
     @staticmethod
     def _outputs(model: nn.Module, schema: Schema, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
@@ -251,10 +249,10 @@ class TorchClassifier(DaskClassifier, _TorchEstimator):
         return found
 
 
+@documented_by(_TorchEstimator)
 class TorchRegressor(DaskRegressor, _TorchEstimator):
-    __doc__ = (
-        (_TorchEstimator.__doc__ or "")
-        + """
+    """Predict a number with a PyTorch network, trained data-parallel on the workers of a Dask cluster.
+
     Examples
     --------
     >>> import pandas as pd
@@ -263,7 +261,6 @@ class TorchRegressor(DaskRegressor, _TorchEstimator):
     >>> bool(abs(reg.predict(pd.DataFrame({"x": [50]}))[0] - 100) < 10)
     True
     """
-    )
 
     @staticmethod
     def _outputs(model: nn.Module, schema: Schema, frame: pd.DataFrame) -> npt.NDArray[np.float32]:

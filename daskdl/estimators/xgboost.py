@@ -12,7 +12,7 @@ from distributed import wait
 from daskdl.data.frame import encode_matrix
 from daskdl.data.schema import Missing, Schema
 from daskdl.errors import DataError, MissingExtraError
-from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor
+from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by
 from daskdl.execution import spmd
 from daskdl.training.train import current_client, started, unwrapped
 
@@ -283,19 +283,22 @@ def balanced(counts: list[int], homes: list[int | None], n_ranks: int) -> list[i
     """
     load = [0] * n_ranks
     owners = [0] * len(counts)
-    share = sum(counts) / n_ranks
+    most = 1.1 * sum(counts) / n_ranks
     for piece in sorted(range(len(counts)), key=lambda p: -counts[p]):
-        home, emptiest = homes[piece], min(range(n_ranks), key=lambda r: load[r])
-        keep = home is not None and load[home] + counts[piece] <= 1.1 * share and (load[emptiest] or home == emptiest)
-        owners[piece] = home if keep and home is not None else emptiest
+        home = homes[piece]
+        stays = home is not None and load[home] + counts[piece] <= most
+        owners[piece] = home if stays and home is not None else load.index(min(load))
         load[owners[piece]] += counts[piece]
+    for rank in (r for r in range(n_ranks) if not load[r]):
+        giver = max(range(n_ranks), key=lambda r: sum(o == r and n > 0 for o, n in zip(owners, counts, strict=True)))
+        owners[min((p for p, o in enumerate(owners) if o == giver and counts[p]), key=lambda p: counts[p])] = rank
     return owners
 
 
+@documented_by(_XGBEstimator)
 class XGBClassifier(DaskClassifier, _XGBEstimator):
-    __doc__ = (
-        (_XGBEstimator.__doc__ or "")
-        + """
+    """Classify rows with gradient boosted trees (XGBoost), grown on all workers of a Dask cluster.
+
     classes_ : array of shape (n_classes,)
 
     Examples
@@ -306,7 +309,6 @@ class XGBClassifier(DaskClassifier, _XGBEstimator):
     >>> clf.predict(pd.DataFrame({"x": [3, 97]})).tolist()
     [False, True]
     """
-    )
 
     _objective = "binary:logistic"
     _metrics = ("logloss", "auc")
@@ -317,10 +319,10 @@ class XGBClassifier(DaskClassifier, _XGBEstimator):
         return found if found.ndim == 2 else np.stack([1 - found, found], axis=1)
 
 
+@documented_by(_XGBEstimator)
 class XGBRegressor(DaskRegressor, _XGBEstimator):
-    __doc__ = (
-        (_XGBEstimator.__doc__ or "")
-        + """
+    """Predict a number with gradient boosted trees (XGBoost), grown on all workers of a Dask cluster.
+
     Examples
     --------
     >>> import pandas as pd
@@ -329,7 +331,6 @@ class XGBRegressor(DaskRegressor, _XGBEstimator):
     >>> bool(abs(reg.predict(pd.DataFrame({"x": [50]}))[0] - 100) < 10)
     True
     """
-    )
 
     _objective = "reg:squarederror"
     _metrics = ("rmse",)

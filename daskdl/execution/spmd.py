@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -33,9 +34,11 @@ class Gang:
 
     @property
     def world_size(self) -> int:
+        """Number of ranks."""
         return len(self.workers)
 
     def host(self, rank: int) -> str:
+        """Address of the host of a rank."""
         return urlsplit(self.workers[rank]).hostname or "127.0.0.1"
 
     def threads(self, rank: int) -> int:
@@ -134,6 +137,7 @@ def run(
     if len(extra) != len(addresses):
         raise ValueError(f"rank_args must have one tuple per rank: {len(addresses)} ranks, got {len(extra)}")
     with MultiLock(addresses, client):
+        _check_alive(client, addresses)
         gang = _assemble(client, addresses, backend)
         losses = _Losses(client, addresses)
         futures = [
@@ -160,6 +164,16 @@ def run(
             _disband(client, gang, futures)
 
 
+def _check_alive(client: Client, addresses: list[str]) -> None:
+    alive = client.scheduler_info(n_workers=-1)["workers"]
+    gone = [address for address in addresses if address not in alive]
+    if gone:
+        raise NotEnoughWorkers(
+            f"{len(gone)} of the {len(addresses)} workers asked for are not in the cluster: {', '.join(gone)}. Nothing "
+            f"was started. The cluster has: {', '.join(sorted(alive)) or 'none'}."
+        )
+
+
 def _assemble(client: Client, addresses: list[str], backend: str | None) -> Gang:
     """Open the store in rank 0's process and settle the backend."""
     identity = uuid.uuid4().hex[:8]
@@ -180,6 +194,11 @@ _watched: WeakKeyDictionary[Client, set[_Losses]] = WeakKeyDictionary()
 _watching = threading.Lock()
 
 
+def _tell(watchers: set[_Losses], event: tuple[float, Any]) -> None:
+    for watcher in list(watchers):
+        watcher.on_event(event[1])
+
+
 class _Losses:
     """Notices workers that leave the cluster, as the scheduler tells it (not by a time-out)."""
 
@@ -192,7 +211,7 @@ class _Losses:
         with _watching:  # a client has one handler per topic: gangs that run at once share it
             watchers = _watched.setdefault(self.client, set())
             if not watchers:
-                self.client.subscribe_topic("all", lambda event: [w.on_event(event[1]) for w in list(watchers)])
+                self.client.subscribe_topic("all", partial(_tell, watchers))
             watchers.add(self)
         for address in self.addresses - set(self.client.scheduler_info(n_workers=-1)["workers"]):
             self._add(address)  # left before we listened

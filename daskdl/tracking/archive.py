@@ -97,11 +97,12 @@ def _start_of(run: MlflowRun) -> dict[str, Any]:
 
 
 def _metrics_of(client: MlflowClient, run: MlflowRun) -> list[dict[str, Any]]:
-    return [
-        {"kind": "metrics", "points": [[m.step, {name: mlflow_client.value_of(m.value)}] for m in history]}
-        for name in run.data.metrics
-        for history in [client.get_metric_history(run.info.run_id, name)]
-    ]
+    messages = []
+    for name in run.data.metrics:
+        history = client.get_metric_history(run.info.run_id, name)
+        points = [[m.step, {name: mlflow_client.value_of(m.value)}] for m in history]
+        messages.append({"kind": "metrics", "time": history[0].timestamp / 1000, "points": points})
+    return messages
 
 
 def _events_in(folder: str) -> list[dict[str, Any]]:

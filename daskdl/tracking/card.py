@@ -6,10 +6,9 @@ import math
 from html import escape
 
 from daskdl.tracking import summary
+from daskdl.tracking.colors import STATE_COLORS, TRAIN, VALIDATION
 from daskdl.tracking.record import RunRecord
 
-TRAIN, VALIDATION = "#4c78a8", "#e45756"
-STATE_COLORS = {"running": "#4c78a8", "finished": "#3a9a5b", "failed": "#d64545", "stopped": "#c98a1b"}
 MAX_PARAMS = 24
 
 
@@ -115,8 +114,7 @@ def _params(record: RunRecord) -> str:
 
 
 def _foot(record: RunRecord, folder: str) -> str:
-    parts = [record.id] + ([folder] if folder else [])
-    return f'<div style="margin-top:.3em;font-size:11px">{_dim(escape(" in ".join(parts)))}</div>'
+    return f'<div style="margin-top:.3em;font-size:11px">{_dim(escape(folder or record.id))}</div>'
 
 
 def _dim(html: str) -> str:

@@ -66,7 +66,10 @@ class Feed:
             client.loop.add_callback(self._drain)
 
     def flush(self, timeout: float = 2.0) -> bool:
-        """Wait until everything is sent; False when ``timeout`` seconds did not suffice."""
+        """Wait until everything is sent; False when that took too long, or cannot be waited for on the event loop."""
+        client = self._client()
+        if client is not None and client.asynchronous:
+            timeout = 0.0
         with self._sent:
             return self._sent.wait_for(lambda: not self._draining, timeout)
 

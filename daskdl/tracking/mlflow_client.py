@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -44,6 +45,7 @@ def _without_telemetry() -> Iterator[None]:
 
 @lru_cache
 def _import_client() -> type[MlflowClient]:
+    warnings.filterwarnings("ignore", message="IProgress not found")  # MLflow's tqdm, into the cell of a notebook
     try:
         with _without_telemetry():
             from mlflow.tracking import MlflowClient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,10 +30,11 @@ class Curve:
         """Add the value of one step; steps may come out of order, and of two values of a step the newer one stays."""
         if self.last is None or step >= self.last[0]:
             self.last = (step, value)
-        if self.low is None or value < self.low[1]:
-            self.low = (step, value)
-        if self.high is None or value > self.high[1]:
-            self.high = (step, value)
+        if not math.isnan(value):
+            if self.low is None or value < self.low[1]:
+                self.low = (step, value)
+            if self.high is None or value > self.high[1]:
+                self.high = (step, value)
         if self.points and step % self.stride:
             return
         at = bisect_left(self.points, step, key=lambda point: point[0])
@@ -65,6 +67,7 @@ class RunRecord:
     seed: int | None = None
     started: float | None = None
     ended: float | None = None
+    first: tuple[float, int] | None = None  # time and step of the first metrics: the pace is counted from there
     step: int = 0
     epoch: float | None = None
     curves: dict[str, Curve] = field(default_factory=dict)
@@ -87,6 +90,8 @@ class RunRecord:
             self.state = "running"
 
     def _on_metrics(self, m: dict[str, Any]) -> None:
+        if m["points"] and (self.first is None or m["time"] < self.first[0]):
+            self.first = (m["time"], max(step for step, _ in m["points"]))
         for step, values in m["points"]:
             self.step = max(self.step, step)
             for name, value in values.items():
@@ -109,8 +114,8 @@ class RunRecord:
         return min(1.0, self.step / self.total_steps) if self.total_steps else None
 
     def seconds_left(self, now: float) -> float | None:
-        """Seconds until the last step at the pace so far, or None when it cannot be told."""
-        done = self.progress
-        if self.state != "running" or not done or self.started is None:
+        """Seconds until the last step at the pace since the first metrics, or None when it cannot be told."""
+        if self.state != "running" or not self.total_steps or self.first is None or self.step <= self.first[1]:
             return None
-        return (now - self.started) * (1 - done) / done
+        since, step = self.first
+        return max(0.0, (now - since) * (self.total_steps - self.step) / (self.step - step))

@@ -248,7 +248,7 @@ class Run:
         return html_card(self.record, self.folder)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is what was known at that time; it neither listens nor writes."""
+        """Keep what is known now: a copy neither listens nor writes."""
         with self._changed:
             return {"record": copy.deepcopy(self.record), "folder": self.folder, "environment": self.environment}
 

@@ -104,7 +104,7 @@ class Store:
                 try:
                     self._write_run(run_id, pending)
                     break
-                except Exception as error:  # noqa: BLE001 - whatever a database, a network or a disk can raise
+                except Exception as error:  # whatever a database, a network or a disk can raise
                     problem = error
             else:
                 warnings.warn(f"Run {run_id} could not be kept in {self.db}: {problem}", RuntimeWarning, stacklevel=2)

@@ -9,6 +9,7 @@ import time
 from daskdl.tracking.record import RunRecord
 
 _LOWER_IS_BETTER = {"loss", "logloss", "error", "merror", "rmse", "rmsle", "mae", "mape", "mse", "mphe"}
+NONE = "-"  # what a table shows where there is no number
 _SPEED = re.compile(r"_per_(s|second)$")
 
 
@@ -68,13 +69,13 @@ def seconds_of(record: RunRecord) -> float | None:
 
 def number(value: float | None) -> str:
     """Write a metric with four digits: ``0.6931``, ``12.3``, ``1.2e-05``; a dash when there is none."""
-    return "–" if value is None else f"{value:.4g}"
+    return NONE if value is None else f"{value:.4g}"
 
 
 def count(value: float | None) -> str:
     """Write a large number for people: ``3.2 M``, ``812 k``, ``96``."""
     if value is None or not math.isfinite(value):
-        return "–"
+        return NONE
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g} {unit}"
@@ -84,7 +85,7 @@ def count(value: float | None) -> str:
 def duration(seconds: float | None) -> str:
     """Write a duration: ``0.8 s``, ``42 s``, ``3 min 07 s``, ``2 h 05 min``."""
     if seconds is None:
-        return "–"
+        return NONE
     if seconds < 9.95:
         return f"{max(0.0, seconds):.1f} s"
     whole = round(seconds)

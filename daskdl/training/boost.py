@@ -16,6 +16,7 @@ import xgboost
 from daskdl.execution import spmd
 
 SEND_SECONDS = 0.2
+WATCHED_ROWS = 200_000
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def boost_rank(
     blocks: list[Any],
     validation: list[Any],
 ) -> tuple[bytearray, int, int] | None:
-    """Train on this rank's blocks; rank 0 returns the booster as UBJSON, its best round and how many messages it sent."""
+    """Train on this rank's blocks; rank 0 returns the booster as UBJSON, its best round and its count of messages."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if in_gang else (0, 1)
     params = {**config.params, "nthread": torch.get_num_threads()}
     if torch.cuda.is_available():
@@ -61,7 +62,8 @@ def boost_rank(
         began = time.perf_counter()
         train = _train_matrix(config, params, blocks)
         log = _Log(run, send, rank, config.n_rows, time.perf_counter() - began)
-        evals = [(train, "train")]
+        watched = -(-config.n_rows // WATCHED_ROWS)  # the training curve is that of a regular sample
+        evals = [(_matrix(config, params, blocks, watched, ref=train) if watched > 1 else train, "train")]
         if validation:
             evals.append((_matrix(config, params, validation, ref=train), "val"))
         booster = xgboost.train(

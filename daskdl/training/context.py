@@ -124,6 +124,7 @@ class Context:
 
     @property
     def total_steps(self) -> int:
+        """Global batches of the whole training."""
         return self._batches.epochs * self._batches.order.steps_per_epoch
 
     @property
@@ -191,6 +192,9 @@ class Context:
             self._good = (self.step, to_cpu(model.state_dict()))
 
     def diverged(self, step: int, loss: float) -> LossDiverged:
+        """Make the error of a loss that is not finite. All ranks know; rank 0, which has the state, tells."""
+        if self.rank != 0:
+            dist.barrier()  # fails when rank 0 has told
         good_step, state = self._good
         return LossDiverged(
             f"the training loss became {loss} at step {step}. The last good weights are those after step {good_step}; "
@@ -203,6 +207,7 @@ class Context:
 
     @property
     def n_messages(self) -> int:
+        """Messages this rank has sent."""
         return self._report.sent
 
 

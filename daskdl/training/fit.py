@@ -34,7 +34,10 @@ def make_optimizer(config: FitConfig, module: nn.Module) -> torch.optim.Optimize
     """Make the optimizer: a name in ``torch.optim``, or a callable ``f(parameters, lr=...)``."""
     if callable(config.optimizer):
         return config.optimizer(module.parameters(), lr=config.learning_rate)
-    by_name = {name.lower(): getattr(torch.optim, name) for name in torch.optim.__all__}
+    classes = (getattr(torch.optim, name) for name in torch.optim.__all__)
+    by_name: dict[str, Any] = {
+        c.__name__.lower(): c for c in classes if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)
+    }
     if config.optimizer.lower() not in by_name:
         raise ValueError(f"optimizer must be one of {sorted(by_name)} or a callable, got {config.optimizer!r}")
     made: torch.optim.Optimizer = by_name[config.optimizer.lower()](
@@ -52,9 +55,7 @@ def default_loss(output: torch.Tensor, y: torch.Tensor, target: Target) -> torch
     return F.cross_entropy(output, y)
 
 
-def fit_loop(
-    context: Context, module: nn.Module, config: FitConfig, validation: list[Any] | None = None
-) -> nn.Module:
+def fit_loop(context: Context, module: nn.Module, config: FitConfig, validation: list[Any] | None = None) -> nn.Module:
     """Train a module for all its batches; with validation blocks, evaluate after every epoch and keep the best."""
     model = context.prepare(module)
     optimizer = make_optimizer(config, model)

@@ -130,7 +130,7 @@ def train(
     schema, target = learn(rows, getattr(data[1], "name", data[1]), classes=classes, missing=missing)
     job = Job(rows, schema, target, batch_size, epochs, seed, num_workers, client)
     params = {"batch_size": batch_size, "epochs": epochs, "missing": missing}
-    with started(name or getattr(loop, "__name__", "loop"), "train", params, job, verbose) as run:
+    with started(name or str(getattr(loop, "__name__", "loop")), "train", params, job, verbose) as run:
         value, state = job.run(loop, args, run)
     return Result(value, state, schema, target, run)
 
@@ -180,10 +180,12 @@ class Job:
 
     @property
     def world_size(self) -> int:
+        """Number of ranks."""
         return max(1, len(self.workers))
 
     @property
     def total_steps(self) -> int:
+        """Global batches of the whole training."""
         return self.epochs * self.order.steps_per_epoch
 
     def run(

@@ -1,0 +1,89 @@
+# Everything daskdl needs on a Linux machine with Python 3.11 or newer and make. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PEERS := .venv-peers
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+ACCELERATOR := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+# The tested versions are those of a CPU environment; RAPIDS pins its own on a GPU machine.
+CONSTRAINTS := $(if $(filter cpu,$(ACCELERATOR)),-c constraints.txt)
+TORCH := $(if $(filter cpu,$(ACCELERATOR)),torch==2.13.0,torch)
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+CODE := daskdl tests benchmarks notebooks
+
+.PHONY: help demo lab test lint types unit notebooks browser-deps peers bench format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.stamp-demo  ## train XGBoost and PyTorch on real flights and print how they did
+	$(BIN)/daskdl demo
+
+lab: $(VENV)/.stamp-demo  ## JupyterLab with the dashboard's panes beside the quickstart notebook
+	$(BIN)/daskdl lab
+
+test: lint types unit notebooks  ## everything that guards the project
+
+lint: $(VENV)/.stamp-dev  ## style of code and notebooks
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify $(NOTEBOOKS))
+
+types: $(VENV)/.stamp-dev  ## static types
+	$(BIN)/mypy
+
+unit: $(VENV)/.stamp-dev browser-deps  ## unit, cluster and browser tests
+	$(BIN)/python -m pytest tests
+
+notebooks: $(VENV)/.stamp-dev  ## run every notebook
+	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=900 $(NOTEBOOKS))
+
+bench: $(VENV)/.stamp-dev  ## run the benchmarks
+	for script in $(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+format: $(VENV)/.stamp-dev  ## format code and strip notebooks
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+	$(if $(NOTEBOOKS),$(BIN)/nbstripout $(NOTEBOOKS))
+
+browser-deps:  ## a Chromium for the browser test
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then root=; elif sudo -n true 2>/dev/null; then root=sudo; else root=none; fi; \
+	if [ "$$root" != none ] && command -v apt-get >/dev/null; then \
+	  $$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends chromium; \
+	else echo "No Chromium here and no right to install one: the browser test needs 'apt-get install chromium'."; fi
+
+peers: $(PEERS)/.stamp  ## the environment of the systems the benchmarks compare with
+
+$(PEERS)/.stamp: Makefile
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0
+	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 "ray[train,tune,data]" scikit-learn xgboost-cpu pyarrow pandas
+	touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "daskdl needs Python 3.11 or newer; '$(PYTHON)' is older or missing. Say which: make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by itself: a range would let pip choose another build
+$(VENV)/.stamp-torch: constraints.txt | $(BIN)/python
+	$(PIP) $(CONSTRAINTS) $(TORCH)
+	touch $@
+
+$(VENV)/.stamp-demo: pyproject.toml constraints.txt $(VENV)/.stamp-torch
+	$(PIP) $(CONSTRAINTS) $(TORCH) -e ".[$(ACCELERATOR),lab,demo]"
+	touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-demo
+	$(PIP) $(CONSTRAINTS) $(TORCH) -e ".[$(ACCELERATOR),lab,demo,dev]"
+	touch $@
+
+clean:  ## remove environments, caches and data
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache daskdl-data daskdl-runs

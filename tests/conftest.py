@@ -1,0 +1,70 @@
+"""What tests share: one real cluster of two worker processes, a private root of runs, data with a planted answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+from distributed import Client
+
+from daskdl.tracking.run import set_root
+
+
+@pytest.fixture(autouse=True)
+def runs_root(tmp_path: Path) -> Path:
+    """Keep the runs of a test in its own folder."""
+    set_root(str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Client]:
+    """Two workers of one thread, as processes, started once."""
+    from daskdl.cluster import connect
+
+    client = connect("cpu", n_workers=2, memory_limit="2GiB", dashboard_address="127.0.0.1:0")
+    yield client
+    client.shutdown()
+
+
+@pytest.fixture
+def client(cluster: Client) -> Client:
+    """The session's cluster, both workers alive."""
+    cluster.wait_for_workers(2)
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def planted() -> pd.DataFrame:
+    """4,000 rows whose label follows from two numbers and a category, with a little noise and some missing values."""
+    rng = np.random.default_rng(0)
+    n = 4_000
+    frame = pd.DataFrame(
+        {
+            "a": rng.normal(size=n),
+            "b": rng.normal(10.0, 3.0, size=n),
+            "flag": rng.random(n) > 0.5,
+            "city": rng.choice(["Oslo", "Rome", "Lima"], n),
+        }
+    )
+    score = frame.a + (frame.b - 10) / 3 + 2 * (frame.city == "Rome") - frame.flag + rng.normal(0, 0.2, n)
+    frame["late"] = (score > 0.3).astype("int64")
+    frame["delay"] = score * 10 + 50
+    frame.loc[rng.random(n) < 0.05, "b"] = np.nan
+    return frame
+
+
+@pytest.fixture
+def ragged(planted: pd.DataFrame) -> dd.DataFrame:
+    """The same rows as a lazy frame of seven ragged partitions, one of them empty."""
+    cuts = [0, 700, 701, 701, 1500, 2500, 3990, 4000]
+    parts = [planted.iloc[a:b] for a, b in pairwise(cuts)]
+    return dd.from_map(lambda part: part, parts, meta=planted.iloc[:0])
+
+
+FEATURES = ["a", "b", "flag", "city"]

@@ -1,0 +1,60 @@
+"""Batches against the plain reference, ``SampleOrder.rows``."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskdl.data.batches import RankBatches
+from daskdl.data.order import SampleOrder
+
+
+def make_blocks(counts: list[int]) -> dict[int, dict[str, np.ndarray]]:
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    rows = [np.arange(a, b) for a, b in pairwise(starts)]
+    return {g: {"row": r, "x": np.stack([r, -r], axis=1).astype("f4")} for g, r in enumerate(rows)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda c: sum(c) > 8),
+    st.integers(8, 40),
+    st.integers(1, 7),
+    st.integers(1, 60),
+)
+def test_batches_are_the_rows_of_the_order(counts: list[int], batch: int, world: int, window: int) -> None:
+    order = SampleOrder(counts, batch, seed=5, window_rows=window)
+    blocks = make_blocks(counts)
+    for rank in range(world):
+        mine = {g: blocks[g] for g in order.groups_of(rank, world)}
+        found = list(RankBatches(order, mine, rank, world, epochs=2))
+        assert len(found) == 2 * order.steps_per_epoch
+        for i, one in enumerate(found):
+            epoch, step = divmod(i, order.steps_per_epoch)
+            expected = order.rows(epoch, step, rank, world)
+            assert np.array_equal(one.arrays["row"], expected)
+            assert np.array_equal(one.arrays["x"][:, 0], expected)
+            assert (one.epoch, one.step, one.n_rows) == (epoch, i, len(expected))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 7, 8, 15])
+def test_resuming_anywhere_repeats_and_loses_nothing(stop: int) -> None:
+    counts = [30, 0, 33]
+    order = SampleOrder(counts, 8, seed=2)
+    whole = [b.arrays["row"].tolist() for b in RankBatches(order, make_blocks(counts), 1, 2, epochs=2)]
+    first = RankBatches(order, make_blocks(counts), 1, 2, epochs=2)
+    seen = [b.arrays["row"].tolist() for _, b in zip(range(stop), first, strict=False)]
+    second = RankBatches(order, make_blocks(counts), 1, 2, epochs=2)
+    second.load_state_dict(first.state_dict())
+    assert len(second) == len(whole) - stop
+    assert seen + [b.arrays["row"].tolist() for b in second] == whole
+
+
+def test_a_place_of_another_seed_is_refused() -> None:
+    batches = RankBatches(SampleOrder([4], 2, seed=1), make_blocks([4]), 0, 1, epochs=1)
+    with pytest.raises(ValueError, match="belongs to seed 2, the batches have seed 1"):
+        batches.load_state_dict({"step": 1, "seed": 2})

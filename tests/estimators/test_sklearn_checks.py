@@ -1,0 +1,37 @@
+"""scikit-learn's own checks of estimators, all of them; what does not hold is listed with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+import daskdl
+
+ESTIMATORS = [
+    daskdl.TorchClassifier(epochs=15, batch_size=16, learning_rate=0.01, verbose=0),
+    daskdl.TorchRegressor(epochs=15, batch_size=16, learning_rate=0.01, verbose=0),
+    daskdl.XGBClassifier(n_estimators=10, verbose=0),
+    daskdl.XGBRegressor(n_estimators=10, verbose=0),
+]
+NOT_HELD = {
+    ("TorchRegressor", "check_methods_subset_invariance"): (
+        "matrix products of float32 differ in the last bit with the number of rows; the check allows 1e-7"
+    )
+}
+
+
+def checks() -> Any:
+    for estimator in ESTIMATORS:
+        for one, check in estimator_checks_generator(estimator):
+            kind, name = type(estimator).__name__, getattr(check, "func", check).__name__
+            reason = NOT_HELD.get((kind, name))
+            marks = [pytest.mark.xfail(reason=reason, strict=False)] if reason else []
+            yield pytest.param(one, check, id=f"{kind}-{name}", marks=marks)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("estimator, check", checks())
+def test_sklearn_check(estimator: Any, check: Any) -> None:
+    check(estimator)
