@@ -93,6 +93,7 @@ def command(options: Options, port: int) -> list[str]:
     flags = ["--no-browser", "--Application.log_level=WARN", "--LabApp.extension_manager=readonly"]
     flags += [f"--ServerApp.ip={options.ip}", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
     flags += [f"--ServerApp.root_dir={Path(options.notebook_dir).absolute()}"]
+    flags += ["--KernelManager.transport=ipc"]  # kernels open no port that others on the machine could connect to
     flags += ["--allow-root"] if os.geteuid() == 0 else []
     return [sys.executable, "-m", "jupyterlab", *flags]
 

@@ -196,12 +196,15 @@ def _on_host(values: Any) -> np.ndarray[Any, Any]:
 
 def _hvplot(data: pd.DataFrame) -> Any:
     try:
-        import hvplot.pandas  # noqa: F401 - gives frames their .hvplot
+        import holoviews as hv
+        from hvplot import hvPlot
     except ImportError as error:
         raise MissingExtraError(
             f"Plots need hvPlot, which cannot be imported ({error}). Install it: pip install hvplot"
         ) from error
-    return data.hvplot
+    if not getattr(hv.extension, "_loaded", False):
+        hv.extension("bokeh", inline=True, logo=False)  # without a network, scripts from elsewhere would not load
+    return hvPlot(data)
 
 
 def _lines(data: pd.DataFrame, by: str, title: str, **options: Any) -> Any:

@@ -14,11 +14,19 @@ def session_of(pid: int) -> list[psutil.Process]:
     members = []
     for process in psutil.process_iter():
         try:
-            if os.getsid(process.pid) == pid and process.status() != psutil.STATUS_ZOMBIE:
+            if os.getsid(process.pid) == pid and alive(process):
                 members.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
+        except ProcessLookupError:
             continue
     return members
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; one that only waits to be collected does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 15.0) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -103,6 +104,6 @@ def note(training: Any, sizes: set[int]) -> bool:
 
 
 def ran(page: Any) -> int:
-    """How many code cells have a number, and so are done."""
+    """How many code cells are done: the highest number (JupyterLab draws only the cells in view)."""
     prompts = page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt").all_inner_texts()
-    return sum(any(character.isdigit() for character in prompt) for prompt in prompts)
+    return max((int(number) for prompt in prompts for number in re.findall(r"\d+", prompt)), default=0)

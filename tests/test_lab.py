@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 import pytest
-from processes import session_of, wait_until
+from processes import alive, session_of, wait_until
 
 from daskdl import lab, workspace
 
@@ -66,7 +66,7 @@ def test_serves_with_its_token_on_localhost_and_leaves_nothing(tmp_path: Path, s
         assert listening and set(listening) == {"127.0.0.1"}
         process.send_signal(sign)
         assert process.wait(timeout=30) == 0
-    assert wait_until(lambda: not any(p.is_running() and p.status() != "zombie" for p in family))
+    assert wait_until(lambda: not any(map(alive, family)))
     assert not session_of(process.pid)
     assert list(tmp_path.iterdir()) == []
 

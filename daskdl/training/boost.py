@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,16 @@ from daskdl.execution import spmd
 
 SEND_SECONDS = 0.2
 WATCHED_ROWS = 200_000
+
+
+logger = logging.getLogger("daskdl.xgboost")
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+def _log_line(line: bytes) -> None:
+    """Take a line that XGBoost would print; its evaluation log comes through the callback instead."""
+    text = line.decode(errors="replace")
+    logger.log(logging.WARNING if "WARNING" in text else logging.INFO, text)
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,8 @@ def boost_rank(
     params = {**config.params, "nthread": torch.get_num_threads()}
     if torch.cuda.is_available():
         params.setdefault("device", "cuda")
-    with xgboost.config_context(verbosity=0), _communicator(rank, world_size):  # it prints who got which rank
+    xgboost.core._LIB.XGBRegisterLogCallback(_log_line)  # of this thread; without one it writes to stderr
+    with _communicator(rank, world_size):
         began = time.perf_counter()
         train = _train_matrix(config, params, blocks)
         log = _Log(run, send, rank, config.n_rows, time.perf_counter() - began)
