@@ -15,9 +15,9 @@ ACCELERATOR := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/n
 CONSTRAINTS := $(if $(filter cpu,$(ACCELERATOR)),-c constraints.txt)
 TORCH := $(if $(filter cpu,$(ACCELERATOR)),torch==2.13.0,torch)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
-CODE := daskdl tests benchmarks notebooks
+CODE := daskdl tests benchmarks docs notebooks
 
-.PHONY: help demo lab test lint types unit notebooks browser-deps peers bench format clean
+.PHONY: help demo lab test lint types unit notebooks browser-deps peers bench screenshots format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ notebooks: $(VENV)/.stamp-dev  ## run every notebook
 bench: $(VENV)/.stamp-dev  ## run the benchmarks
 	for script in $(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
+screenshots: $(VENV)/.stamp-dev browser-deps  ## take the picture of the README
+	$(BIN)/python docs/screenshot.py
+
 format: $(VENV)/.stamp-dev  ## format code and strip notebooks
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
@@ -61,7 +64,7 @@ browser-deps:  ## a Chromium for the browser test
 
 peers: $(PEERS)/.stamp  ## the environment of the systems the benchmarks compare with
 
-$(PEERS)/.stamp: Makefile
+$(PEERS)/.stamp:
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0
 	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 "ray[train,tune,data]" scikit-learn xgboost-cpu pyarrow pandas

@@ -99,7 +99,8 @@ def _once(command: list[str]) -> dict[str, float]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]  # a peer's servers may talk behind it
+    found: dict[str, float] = json.loads(lines[-1])
     return found
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tomllib
 from functools import cache
 from importlib import metadata
@@ -141,7 +143,14 @@ def test_binder_opens_the_layout_of_the_lab() -> None:
     written = json.loads((ROOT / "binder" / "daskdl.jupyterlab-workspace").read_text())
     assert written == workspace.workspace("/proxy/8787", "notebooks/00_quickstart.ipynb")
     assert (ROOT / "notebooks" / "00_quickstart.ipynb").exists()
-    assert '"/proxy/8787"' in (ROOT / "binder" / "start").read_text()
+
+
+def test_binder_start_opens_it_below_the_prefix_of_a_hub(tmp_path: Path) -> None:
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    environment |= {"JUPYTERHUB_SERVICE_PREFIX": "/user/x/", "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path)}
+    subprocess.run([ROOT / "binder" / "start", "true"], cwd=ROOT, env=environment, check=True, timeout=60)
+    (written,) = tmp_path.glob("*.jupyterlab-workspace")
+    assert json.loads(written.read_text())["data"]["dask-dashboard-launcher"]["url"] == "/user/x/proxy/8787"
 
 
 @pytest.mark.cluster

@@ -15,8 +15,12 @@ MODULES = (
     "torch",
     "torch.distributed",
     "torch.nn.parallel.distributed",
+    "torch._dynamo",  # the first optimizer of a process imports it
     "dask.dataframe",
     "pyarrow.parquet",
+    "daskdl.training.train",
+    "daskdl.training.fit",
+    "xgboost",
 )
 
 # Ctrl-C in a terminal, or an interrupted cell, is for the client, which then ends or keeps its workers

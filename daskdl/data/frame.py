@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -24,7 +24,7 @@ MIN_PIECE_ROWS = 1_000  # a frame in memory is not cut finer than this
 PIECES_PER_WORKER = 4
 
 Frame = Any  # a pandas, cudf or Dask DataFrame
-Encode = Callable[[Schema, Target, pd.DataFrame, pd.Series], Block]
+Encode = Callable[[Schema, Target, pd.DataFrame, pd.Series], Mapping[str, Any]]
 
 
 # -- what the user gave -------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def _merge(found: Sequence[Any], names: Sequence[Any]) -> tuple[list[int], dict[
 # -- pass two: encode ---------------------------------------------------------------------------------------------
 
 
-def _encode_piece(piece: Any, encode: Encode, schema: Schema, target: Target) -> Block:
+def _encode_piece(piece: Any, encode: Encode, schema: Schema, target: Target) -> Mapping[str, Any]:
     piece = to_pandas(piece)
     return encode(schema, target, piece, piece[LABEL])
 
@@ -283,9 +283,9 @@ def encode_tensors(schema: Schema, target: Target, piece: pd.DataFrame, y: pd.Se
     return block
 
 
-def encode_matrix(schema: Schema, target: Target, piece: pd.DataFrame, y: pd.Series) -> Block:
-    """Encode a piece for trees: ``x`` float32 with NaN for missing, and ``y``."""
-    return {"x": schema.matrix(piece), "y": target.encode(y)}
+def encode_table(schema: Schema, target: Target, piece: pd.DataFrame, y: pd.Series) -> dict[str, Any]:
+    """Encode a piece for trees: ``x``, a frame of float32 columns with NaN for missing, and ``y``."""
+    return {"x": schema.table(piece), "y": target.encode(y)}
 
 
 def learn(rows: Rows, label_name: Any, *, classes: bool, missing: Missing) -> tuple[Schema, Target]:

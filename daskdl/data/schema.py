@@ -302,18 +302,22 @@ class Schema:
             out[:, i] = column.codes(frame[column.name])
         return out
 
-    def matrix(self, frame: pd.DataFrame) -> Floats:
-        """Every feature as it is, in order, NaN where missing or unseen: shape (n_rows, n_columns), for trees."""
-        out = np.empty((len(frame), len(self.columns)), dtype=np.float32)
-        for i, column in enumerate(self.columns):
+    def table(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Every feature as it is, in order, NaN where missing or unseen: float32 columns, for trees.
+
+        Columns that are float32 already are not copied; XGBoost reads columns faster than rows.
+        """
+        columns: dict[Any, Floats] = {}
+        for column in self.columns:
             if column.kind == "number":
-                out[:, i] = _number(frame, column)
+                columns[column.name] = _number(frame, column)
             else:
                 codes = column.codes(frame[column.name])
-                out[:, i] = np.where(codes == 0, np.nan, codes - 1)
+                columns[column.name] = np.where(codes == 0, np.nan, codes - 1).astype(np.float32)
         if self.missing == "refuse":
-            self._refuse_missing(out)
-        return out
+            for values in columns.values():
+                self._refuse_missing(values)
+        return pd.DataFrame(columns, index=frame.index, copy=False)
 
     def _refuse_missing(self, values: Floats) -> None:
         if np.isnan(values).any():

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from distributed import wait
 
-from daskdl.data.frame import encode_matrix
+from daskdl.data.frame import encode_table
 from daskdl.data.schema import Missing, Schema
 from daskdl.errors import DataError, MissingExtraError
 from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by
@@ -42,7 +42,7 @@ class _XGBEstimator(DaskEstimator):
 reg_alpha, max_bin
         As in XGBoost.
     eval_metric : str or list of str, optional
-        XGBoost's metrics; log loss and AUC, or the root mean squared error, by default.
+        XGBoost's metrics. By default the log loss (and, with validation data, the AUC), or the root mean squared error.
     early_stopping_rounds : int, optional
         Stop when the last metric on ``validation_data`` has not improved for so many rounds.
     params : dict, optional
@@ -157,11 +157,15 @@ reg_alpha, max_bin
         self.model_ = _booster(raw)
         return self
 
-    def _booster_params(self) -> dict[str, Any]:
+    def _booster_params(self, validated: bool) -> dict[str, Any]:
         names = ("max_depth", "learning_rate", "min_child_weight", "gamma", "subsample", "colsample_bytree",
                  "reg_lambda", "reg_alpha", "max_bin", "seed")  # fmt: skip
         params: dict[str, Any] = {k: getattr(self, k) for k in names}
-        params |= {"tree_method": "hist", "objective": self._objective, "eval_metric": list(self._metrics)}
+        params |= {
+            "tree_method": "hist",
+            "objective": self._objective,
+            "eval_metric": list(self._metrics[: 2 if validated else 1]),
+        }
         if self.target_.n_classes > 2:
             params |= {"objective": "multi:softprob", "num_class": self.target_.n_classes}
             params["eval_metric"] = ["mlogloss"]
@@ -211,7 +215,7 @@ class _Boost:
             )
         schema, target = estimator.schema_, estimator.target_
         self.config = BoostConfig(
-            estimator._booster_params(),
+            estimator._booster_params(validation is not None),
             estimator.n_estimators,
             estimator.early_stopping_rounds,
             [str(n) for n in schema.names],
@@ -222,14 +226,14 @@ class _Boost:
         homes = _homes(client, rows.pieces, self.workers)
         owners = balanced(rows.counts, homes, self.world_size)
         places = (lambda i: [self.workers[owners[i]]]) if self.workers else (lambda i: None)
-        blocks = rows.encode(encode_matrix, schema, target, places)
+        blocks = rows.encode(encode_table, schema, target, places)
         self.blocks = [
             [b for b, o, n in zip(blocks, owners, rows.counts, strict=True) if o == r and n]
             for r in range(self.world_size)
         ]
         self.validation: list[list[Any]] = [[] for _ in range(self.world_size)]
         if validation is not None:
-            more = validation.encode(encode_matrix, schema, target)
+            more = validation.encode(encode_table, schema, target)
             self.validation = [more[r :: self.world_size] or more[:1] for r in range(self.world_size)]
 
     @property
@@ -342,7 +346,7 @@ class XGBRegressor(DaskRegressor, _XGBEstimator):
 
 def _margins(model: xgboost.Booster, schema: Schema, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
     matrix = xgboost.DMatrix(
-        schema.matrix(frame),
+        schema.table(frame),
         feature_names=[str(n) for n in schema.names],
         feature_types=schema.feature_types,
         enable_categorical=True,

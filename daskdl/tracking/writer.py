@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 SECONDS_BETWEEN_WRITES = 1.0
+SECONDS_TO_FIRST_WRITE = 20.0  # opening the store costs seconds of a core that a training can use, unless it has ended
 
 
 class Writer:
@@ -41,6 +42,8 @@ class Writer:
             return self._state.wait_for(lambda: not self._jobs and not self._busy, timeout)
 
     def _work(self) -> None:
+        with self._state:
+            self._state.wait_for(lambda: self._hurry, SECONDS_TO_FIRST_WRITE)
         while True:
             with self._state:
                 self._state.wait_for(lambda: self._jobs)

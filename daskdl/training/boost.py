@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import xgboost
@@ -18,7 +17,7 @@ import xgboost
 from daskdl.execution import spmd
 
 SEND_SECONDS = 0.2
-WATCHED_ROWS = 200_000
+WATCHED_ROWS = 100_000
 
 
 logger = logging.getLogger("daskdl.xgboost")
@@ -130,10 +129,9 @@ class _Blocks(xgboost.DataIter):
             return False
         block = self.blocks[self.at]
         self.at += 1
-        x, y = block["x"][:: self.stride], block["y"][:: self.stride]
         input_data(
-            data=np.ascontiguousarray(x),
-            label=y,
+            data=block["x"].iloc[:: self.stride],
+            label=block["y"][:: self.stride],
             feature_names=self.config.feature_names,
             feature_types=self.config.feature_types,
         )

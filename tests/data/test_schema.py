@@ -60,7 +60,7 @@ def test_categories_are_codes_and_unseen_or_missing_ones_are_zero() -> None:
 
 
 def test_trees_get_values_as_they_are() -> None:
-    matrix = Schema.learn(FRAME).matrix(FRAME)
+    matrix = Schema.learn(FRAME).table(FRAME).to_numpy()
     assert matrix[:, 0].tolist()[:2] == [1.0, 2.0]
     assert np.isnan(matrix[2, [0, 3]]).all()
     assert matrix[:, 3].tolist()[:2] == [1.0, 0.0]

@@ -57,7 +57,7 @@ def test_early_stopping_predicts_with_the_best_round(
     assert clf.best_iteration_ == rounds - 1 - 3
     frame = planted[FEATURES]
     matrix = xgboost.DMatrix(
-        clf.schema_.matrix(frame),
+        clf.schema_.table(frame),
         feature_names=FEATURES,
         feature_types=clf.schema_.feature_types,
         enable_categorical=True,
