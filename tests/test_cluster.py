@@ -80,28 +80,18 @@ def test_forked_workers_read_parquet_and_train_together(client: Client, tmp_path
 
     pd.DataFrame({"x": range(1000)}).to_parquet(tmp_path / "part.parquet")
 
-    def step(rank: int, port: int) -> float:
+    def step() -> float:
         import torch
-        from torch.distributed import TCPStore, destroy_process_group, init_process_group
-        from torch.nn.parallel import DistributedDataParallel
+        import torch.distributed as dist
 
         frame = pd.read_parquet(tmp_path / "part.parquet")
-        x = torch.tensor(frame["x"].to_numpy(), dtype=torch.float32)[rank::2, None] / 1000
-        init_process_group("gloo", store=TCPStore("127.0.0.1", port, 2, is_master=False), rank=rank, world_size=2)
-        try:
-            torch.manual_seed(0)
-            model = DistributedDataParallel(torch.nn.Linear(1, 1))
-            model(x).square().mean().backward()
-            return float(model.module.weight.grad)
-        finally:
-            destroy_process_group()
+        x = torch.tensor(frame["x"].to_numpy(), dtype=torch.float32)[dist.get_rank() :: 2, None] / 1000
+        torch.manual_seed(0)
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
+        model(x).square().mean().backward()
+        return float(model.module.weight.grad)
 
-    from torch.distributed import TCPStore
-
-    store = TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False)
-    workers = list(client.nthreads())
-    gang = [client.submit(step, rank, store.port, workers=w, pure=False) for rank, w in enumerate(workers)]
-    first, second = client.gather(gang)
+    first, second = daskdl.spmd.run(step, client=client)
     assert first == second != 0
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 STORE_TIMEOUT = timedelta(seconds=60)
+RETIRE_SECONDS = 1.0
 
 _stores: dict[str, Any] = {}  # gang id -> TCPStore served by this process
 _sockets: dict[str, set[tuple[int, int]]] = {}  # gang id -> {(file descriptor, inode)} of this process's connections
@@ -65,7 +67,21 @@ def process_group(gang: str, store: Any, backend: str, rank: int, world_size: in
         yield
     finally:
         _sockets.pop(gang, None)
+        groups = list(dist.distributed_c10d._world.pg_map)
         dist.destroy_process_group()
+        _retire(groups)
+
+
+def _retire(groups: list[Any]) -> None:
+    """Let go of destroyed process groups a while later.
+
+    The destructor of a gloo group joins the group's threads with the interpreter lock held. A thread that has just
+    completed a collective needs that lock to drop its work: both would wait for ever (seen with torch 2.13). A second
+    later the threads are idle.
+    """
+    timer = threading.Timer(RETIRE_SECONDS, groups.clear)
+    timer.daemon = True
+    timer.start()
 
 
 def abort(gang: str) -> int:

@@ -8,16 +8,15 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
 
 import tblib
 from distributed import Client, Future, MultiLock, as_completed
 
 from daskdl.errors import NotEnoughWorkers, RankFailed, WorkerLost
 from daskdl.execution import rendezvous
+from daskdl.execution.losses import Losses
 from daskdl.execution.rank_env import available_cores, training_process
 
 GRACE_SECONDS = 3.0  # for ranks to leave by themselves after one failed
@@ -139,7 +138,7 @@ def run(
     with MultiLock(addresses, client):
         _check_alive(client, addresses)
         gang = _assemble(client, addresses, backend)
-        losses = _Losses(client, addresses)
+        losses = Losses(client, addresses)
         futures = [
             client.submit(
                 _rank_main,
@@ -190,51 +189,7 @@ def _sees_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-_watched: WeakKeyDictionary[Client, set[_Losses]] = WeakKeyDictionary()
-_watching = threading.Lock()
-
-
-def _tell(watchers: set[_Losses], event: tuple[float, Any]) -> None:
-    for watcher in list(watchers):
-        watcher.on_event(event[1])
-
-
-class _Losses:
-    """Notices workers that leave the cluster, as the scheduler tells it (not by a time-out)."""
-
-    def __init__(self, client: Client, addresses: list[str]) -> None:
-        self.client, self.addresses = client, set(addresses)
-        self.lost: list[str] = []
-        self.news = threading.Event()
-
-    def __enter__(self) -> _Losses:
-        with _watching:  # a client has one handler per topic: gangs that run at once share it
-            watchers = _watched.setdefault(self.client, set())
-            if not watchers:
-                self.client.subscribe_topic("all", partial(_tell, watchers))
-            watchers.add(self)
-        for address in self.addresses - set(self.client.scheduler_info(n_workers=-1)["workers"]):
-            self._add(address)  # left before we listened
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        with _watching:
-            watchers = _watched[self.client]
-            watchers.discard(self)
-            if not watchers and self.client.status == "running":
-                self.client.unsubscribe_topic("all")
-
-    def on_event(self, message: Any) -> None:
-        if isinstance(message, dict) and message.get("action") == "remove-worker":
-            self._add(message.get("worker", ""))
-
-    def _add(self, address: str) -> None:
-        if address in self.addresses and address not in self.lost:
-            self.lost.append(address)
-            self.news.set()
-
-
-def _gather(futures: list[Future], gang: Gang, losses: _Losses) -> list[Any]:
+def _gather(futures: list[Future], gang: Gang, losses: Losses) -> list[Any]:
     """Wait for all ranks, or for the first sign of failure."""
     for future in futures:
         future.add_done_callback(lambda _: losses.news.set())
@@ -255,7 +210,7 @@ def _gather(futures: list[Future], gang: Gang, losses: _Losses) -> list[Any]:
     return [answers[rank] for rank in range(len(futures))]
 
 
-def _first_failure(failures: dict[int, _Failure], futures: list[Future], gang: Gang, losses: _Losses) -> RankFailed:
+def _first_failure(failures: dict[int, _Failure], futures: list[Future], gang: Gang, losses: Losses) -> RankFailed:
     """Make the error of the rank that failed first; every failed rank knows its number, agreed in the store."""
     first = next(iter(failures.values())).first
     deadline = time.monotonic() + GRACE_SECONDS
@@ -372,8 +327,10 @@ def _rank_main(
         ):
             try:
                 return function(*args, *extra)
-            except BaseException as error:  # before the group goes: other ranks fail because of it
-                return _failure(store, rank, error)
+            except BaseException as error:
+                failure = _failure(store, rank, error)  # first, because other ranks fail by what comes next
+                rendezvous.abort(gang.id)
+                return failure
     finally:
         _this_rank.gang = ""
         _stopping.discard(gang.id)

@@ -141,6 +141,20 @@ def _inventory() -> tuple:
     )
 
 
+def data_parallel_step() -> float:
+    import torch
+
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 1))
+    model(torch.ones(2, 4)).mean().backward()
+    return float(model.module.weight.grad.sum())
+
+
+def test_gangs_with_data_parallel_models_end_every_time(client: Client) -> None:
+    """The model outlives the process group by a moment, in which torch's destructors can block each other."""
+    for _ in range(30):
+        assert spmd.run(data_parallel_step, client=client) == [pytest.approx(4.0)] * 2
+
+
 def test_an_error_that_cannot_be_pickled_still_says_what_it_was(client: Client) -> None:
     def fail() -> None:
         class Odd(Exception):
