@@ -57,12 +57,12 @@ def process_group(gang: str, store: Any, backend: str, rank: int, world_size: in
             "this worker process already has a torch.distributed process group, and it can have one only. Give the "
             "cluster one thread per worker, and leave init_process_group to daskdl."
         )
-    before = _connections()
+    before = _connections(store.port)
     with _environment(GLOO_SOCKET_IFNAME=_interface_of(host)):
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
         if backend == "gloo":
             dist.barrier()  # connects the ranks, so that their sockets are known below
-    _sockets[gang] = _connections() - before
+    _sockets[gang] = _connections(store.port) - before
     try:
         yield
     finally:
@@ -107,8 +107,11 @@ def abort(gang: str) -> int:
     return shut
 
 
-def _connections() -> set[tuple[int, int]]:
-    """Connected TCP sockets of this process that Python does not own; listening ones must not be shut."""
+def _connections(store_port: int) -> set[tuple[int, int]]:
+    """Connected TCP sockets of this process, but for those of the store, in which ranks still agree who failed first.
+
+    Listening sockets are left out: gloo ends the process when one is shut.
+    """
     found = set()
     for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
         try:
@@ -117,7 +120,9 @@ def _connections() -> set[tuple[int, int]]:
                 continue
             with socket.socket(fileno=os.dup(int(name))) as s:
                 tcp = s.family in (socket.AF_INET, socket.AF_INET6) and s.type == socket.SOCK_STREAM
-                if tcp and not s.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                if not tcp or s.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    continue
+                if store_port not in (s.getsockname()[1], s.getpeername()[1]):
                     found.add((int(name), status.st_ino))
         except OSError:
             continue

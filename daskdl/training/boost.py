@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import xgboost
@@ -108,7 +109,8 @@ def _communicator(rank: int, world_size: int) -> Iterator[None]:
         args = [tracker.worker_args()]
     dist.broadcast_object_list(args)  # pickled by our own rank 0
     try:
-        with xgboost.collective.CommunicatorContext(**args[0], dmlc_task_id=f"{rank:06d}"):
+        # one try: the tracker is up, and when its rank has failed it does not come back
+        with xgboost.collective.CommunicatorContext(**args[0], dmlc_task_id=f"{rank:06d}", dmlc_retry=1):
             yield
         if tracker is not None:
             tracker.wait_for()
@@ -173,7 +175,8 @@ class _Log(xgboost.callback.TrainingCallback):
             self._message("event", event="note", text=f"binned the rows in {setup:.1f} s", step=0)
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-        if spmd.stopping():
+        stopping = np.array([spmd.stopping()], dtype=np.int32)
+        if xgboost.collective.allreduce(stopping, xgboost.collective.Op.MAX)[0]:  # all ranks, at the same round
             raise RuntimeError(f"stopped at round {epoch}: another rank of the gang failed, or the client did")
         if self.rank == 0:
             values = {
