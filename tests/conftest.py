@@ -33,10 +33,11 @@ def cluster() -> Iterator[Client]:
 
 
 @pytest.fixture
-def client(cluster: Client) -> Client:
-    """The session's cluster, both workers alive."""
+def client(cluster: Client) -> Iterator[Client]:
+    """The session's cluster, both workers alive, as the current client whatever other tests have connected to."""
     cluster.wait_for_workers(2)
-    return cluster
+    with cluster.as_current():
+        yield cluster
 
 
 @pytest.fixture(scope="session")

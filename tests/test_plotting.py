@@ -178,6 +178,6 @@ def test_missing_hvplot_says_how_to_get_it(make_run, monkeypatch):
 
     from daskdl.errors import MissingExtraError
 
-    monkeypatch.setitem(sys.modules, "hvplot.pandas", None)
+    monkeypatch.setitem(sys.modules, "hvplot", None)
     with pytest.raises(MissingExtraError, match="pip install hvplot"):
         plotting.plot_run(make_run("a", train_loss=[0.5]))

@@ -60,14 +60,17 @@ def choose_workers(client: Client, num_workers: int | None = None) -> list[str]:
     NotEnoughWorkers
         The cluster has fewer; nothing was launched.
     """
-    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    everyone = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    threads = [address for address in everyone if address.startswith("inproc://")]  # workers of one process
+    workers = [address for address in everyone if address not in threads[1:]]
     if num_workers is None:
         num_workers = max(1, len(workers))
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {num_workers}")
     if len(workers) < num_workers:
         raise NotEnoughWorkers(
-            f"num_workers={num_workers} asked for, but the cluster at {client.scheduler.address} has {len(workers)}. "
+            f"num_workers={num_workers} asked for, but the cluster at {client.scheduler.address} has {len(workers)}"
+            f"{' process (processes=False), and a process holds one rank' if threads else ''}. "
             "A gang starts all its ranks at once, one per worker, so nothing was started. Ask for fewer, or add "
             "workers: client.cluster.scale(n)."
         )

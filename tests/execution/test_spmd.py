@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 
 from daskdl.errors import NotEnoughWorkers, RankFailed, WorkerLost
 from daskdl.execution import spmd
@@ -108,6 +108,16 @@ def test_more_ranks_than_workers_is_refused_with_the_numbers(client: Client) -> 
         spmd.run(rank_and_sum, num_workers=5, client=client)
     with pytest.raises(ValueError, match="num_workers must be at least 1, got 0"):
         spmd.run(rank_and_sum, num_workers=0, client=client)
+
+
+def test_workers_that_share_a_process_hold_one_rank() -> None:
+    with (
+        LocalCluster(n_workers=2, processes=False, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as threads,
+    ):
+        assert spmd.run(rank_and_sum, client=threads) == [(0, 1, 1.0)]
+        with pytest.raises(NotEnoughWorkers, match=r"has 1 process \(processes=False\), and a process holds one rank"):
+            spmd.run(rank_and_sum, num_workers=2, client=threads)
 
 
 def test_nothing_is_left_behind(client: Client) -> None:
