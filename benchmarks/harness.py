@@ -52,11 +52,13 @@ def measure(
     better: str = "lower",
     runs: int = 3,
     doc: str = "",
+    ours: str = "daskdl",
 ) -> None:
     """Run every contestant in a fresh process, in turn, ``runs`` times; print a table, then one line of JSON.
 
     A contestant is a command that prints JSON with a ``value`` (and other figures) as its last line. One whose Python
-    is not installed is printed as not installed.
+    is not installed, or that answers without any figure, is printed as not installed. ``ours`` is the contestant whose
+    ratio to ``reference`` is told.
     """
     results: dict[str, list[dict[str, float]]] = {k: [] for k in contestants}
     for i in range(runs):
@@ -75,19 +77,19 @@ def measure(
     for who, found in medians.items():
         cells = "".join(f"{found.get(k, float('nan')):>16,.3f}" for k in keys) if found else "   not installed"
         print(f"{who:22}" + cells)
-    ours, theirs = medians["daskdl"], medians[reference]
-    assert ours is not None and theirs is not None
-    peers = {who: found["value"] if found else "not installed" for who, found in medians.items() if who != "daskdl"}
+    mine, theirs = medians[ours], medians[reference]
+    assert mine is not None and theirs is not None
+    peers = {who: found["value"] if found else "not installed" for who, found in medians.items() if who != ours}
     print(
         json.dumps(
             {
                 "name": name,
                 "unit": unit,
                 "better": better,
-                "daskdl": ours["value"],
+                "daskdl": mine["value"],
                 "reference": reference,
                 "peers": peers,
-                "ratio": round(ours["value"] / theirs["value"], 3),
+                "ratio": round(mine["value"] / theirs["value"], 3),
             }
         )
     )

@@ -15,7 +15,7 @@ import daskdl
 ROOT = Path(daskdl.__file__).parent
 DOCUMENT = ROOT.parent / "docs" / "architecture.md"
 HEAVY = ("torch", "xgboost", "bokeh", "mlflow", "pandas", "distributed", "dask")
-UPWARD = {("daskdl.tracking.run", "plotting")}  # Run.plot(), said in the document
+UPWARD = {("daskdl.tracking.run", "plotting"), ("daskdl.tracking.run", "data")}  # Run.plot(), Run.audit()
 
 
 def test_a_bare_import_is_light() -> None:

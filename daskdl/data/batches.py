@@ -1,17 +1,28 @@
-"""The batches of one rank, read from blocks of rows in the sample order."""
+"""The batches of one rank in the sample order, read and prepared in the background."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
+from daskdl.data.arrays import Array, Block
+from daskdl.data.audit import Hashes as Keys
+from daskdl.data.audit import total
+from daskdl.data.mixing import Mixture
+from daskdl.data.order import SampleOrder, share
+from daskdl.data.reading import USE, Plan, Reader, Windows
 
-from daskdl.data.order import SampleOrder, Window
+Order = SampleOrder | Mixture
+Finish = Callable[[Block], Block]
+Transform = Callable[[dict[str, Array], Keys], Block]
 
-Array = npt.NDArray[np.generic]
-Block = Mapping[str, Array]  # field name -> array whose first axis is rows; every field has as many rows
+READ_THREADS = 2
+READY_BATCHES = 2  # prepared and waiting for the loop
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,8 @@ class Batch:
         Epoch, and step counted from the start of training.
     n_rows, n_global : int
         Rows of this rank and of the whole batch.
+    digest : int
+        What this rank's rows and their places in the epoch add to the audit.
     """
 
     arrays: dict[str, Array]
@@ -33,70 +46,68 @@ class Batch:
     step: int
     n_rows: int
     n_global: int
-
-
-class _Lane:
-    """Reads one lane in one epoch, keeping only the window it is in."""
-
-    def __init__(self, order: SampleOrder, blocks: Mapping[int, Block], lane: int, epoch: int) -> None:
-        self.order, self.blocks, self.lane, self.epoch = order, blocks, lane, epoch
-        self.window: Window | None = None
-        self.rows: dict[str, Array] = {}
-
-    def _open(self, offset: int) -> Window:
-        self.window = self.order.window(self.lane, self.epoch, offset)
-        pieces = [
-            {name: array[first:stop] for name, array in self.blocks[int(group)].items()}
-            for group, first, stop in self.window.segments
-        ]
-        # one piece is a view of its block; several small ones are laid end to end
-        self.rows = pieces[0] if len(pieces) == 1 else {k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}
-        return self.window
-
-    def read(self, first: int, stop: int, out: dict[str, Array], at: int) -> int:
-        """Write rows ``first`` to ``stop`` of the lane to ``out`` from row ``at`` on; return where they end."""
-        while first < stop:
-            window = self.window
-            if window is None or not window.start <= first < window.stop:
-                window = self._open(first)
-            end = min(stop, window.stop)
-            index = window.permutation[first - window.start : end - window.start]
-            for name, rows in self.rows.items():
-                np.take(rows, index, axis=0, out=out[name][at : at + len(index)], mode="clip")
-            at, first = at + len(index), end
-        return at
+    digest: int
 
 
 class RankBatches:
     """Iterable over the batches of one rank; its place is two integers, so it resumes anywhere.
 
+    While the loop works on a batch, threads read and prepare the next ones. They end with the iteration.
+
     Parameters
     ----------
-    order : SampleOrder
-    blocks : mapping of int to Block
-        At least the groups ``order.groups_of(rank, world_size)``.
+    order : SampleOrder or Mixture
+    readers : Reader or sequence of Reader
+        One for each dataset of the order.
     rank, world_size : int
     epochs : int
     start : int
         Global step to begin at.
+    finish : callable, optional
+        Called with the arrays of each batch in the background, such as ``schema.finish``.
+    transform : callable, optional
+        Called with what ``finish`` gave and a key per row, ``transform(arrays, keys)``; returns arrays of as many
+        rows. Keys are uint64 of shape (n_rows,), another in every epoch and the same for any number of ranks: random
+        changes made from them are too.
+    threads : int
+        That read.
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from daskdl.data.reading import Blocks
     >>> order = SampleOrder([3, 3], batch_size=4, seed=0)
-    >>> blocks = {g: {"row": np.arange(3) + 3 * g} for g in (0, 1)}
+    >>> blocks = Blocks({g: {"row": np.arange(3) + 3 * g} for g in (0, 1)})
     >>> [batch.n_rows for batch in RankBatches(order, blocks, rank=0, world_size=2, epochs=1)]
     [2, 1]
     """
 
     def __init__(
-        self, order: SampleOrder, blocks: Mapping[int, Block], rank: int, world_size: int, epochs: int, start: int = 0
+        self,
+        order: Order,
+        readers: Reader | Sequence[Reader],
+        rank: int,
+        world_size: int,
+        epochs: int,
+        start: int = 0,
+        *,
+        finish: Finish | None = None,
+        transform: Transform | None = None,
+        threads: int = READ_THREADS,
     ) -> None:
-        self.order, self.blocks, self.epochs = order, blocks, epochs
+        self.order, self.epochs = order, epochs
+        self.readers = list(readers) if isinstance(readers, Sequence) else [readers]
         self.rank, self.world_size = rank, world_size
         self.next_step = start
+        self.finish, self.transform, self.threads = finish, transform, threads
+
+    @property
+    def total_steps(self) -> int:
+        """Global batches of all epochs."""
+        return self.epochs * self.order.steps_per_epoch
 
     def __len__(self) -> int:
-        return self.epochs * self.order.steps_per_epoch - self.next_step
+        return self.total_steps - self.next_step
 
     def state_dict(self) -> dict[str, int]:
         """Return the place in the order: the global step of the next batch, and the seed it belongs to."""
@@ -112,23 +123,81 @@ class RankBatches:
         self.next_step = state["step"]
 
     def __iter__(self) -> Iterator[Batch]:
-        lanes: dict[int, _Lane] = {}
-        lanes_epoch = -1
-        for global_step, epoch, step in self.order.steps(self.epochs, self.next_step):
-            if epoch != lanes_epoch:
-                lanes, lanes_epoch = {}, epoch
-            self.next_step = global_step + 1
-            yield self._read(lanes, epoch, step, global_step)
+        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(READY_BATCHES)
+        closed = threading.Event()
+        thread = threading.Thread(target=self._prepare, args=(ready, closed), name="daskdl-batches", daemon=True)
+        thread.start()
+        try:
+            while (batch := ready.get()) is not None:
+                if isinstance(batch, BaseException):
+                    raise batch
+                self.next_step = batch.step + 1
+                yield batch
+        finally:
+            closed.set()
+            with suppress(queue.Empty):
+                while True:
+                    ready.get_nowait()
+            thread.join()
 
-    def _read(self, lanes: dict[int, _Lane], epoch: int, step: int, global_step: int) -> Batch:
-        slices = self.order.slices(step, self.rank, self.world_size)
-        n = sum(stop - first for _, first, stop in slices)
-        out = {name: np.empty((n, *a.shape[1:]), a.dtype) for name, a in self._fields().items()}
-        at = 0
-        for lane, first, stop in slices:
-            reader = lanes.get(lane) or lanes.setdefault(lane, _Lane(self.order, self.blocks, lane, epoch))
-            at = reader.read(first, stop, out, at)
-        return Batch(out, epoch, global_step, n, self.order.batch_rows(step))
+    def _prepare(self, ready: queue.Queue[Batch | BaseException | None], closed: threading.Event) -> None:
+        """Fill the queue until all batches are made or nobody wants them any more; runs in a thread."""
+        try:
+            with ThreadPoolExecutor(self.threads, "daskdl-read") as pool:
+                windows = Windows(self.order.parts, self.readers, pool, self.threads + 1)
+                try:
+                    for batch in self._batches(windows):
+                        _put(ready, batch, closed)
+                        if closed.is_set():
+                            break
+                finally:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    windows.close()
+            _put(ready, None, closed)
+        except BaseException as error:
+            _put(ready, error, closed)
 
-    def _fields(self) -> Block:
-        return next(iter(self.blocks.values()), {})
+    def _batches(self, windows: Windows) -> Iterator[Batch]:
+        steps = iter(range(self.next_step, self.total_steps))
+        plans: deque[Plan] = deque()
+        empty: Block | None = None
+        while True:
+            while (not plans or windows.wants_plans) and (step := next(steps, None)) is not None:
+                plans.append(windows.plan(step, self.order.slices(step, self.rank, self.world_size)))
+                windows.load()
+            if not plans:
+                return
+            plan = plans.popleft()
+            if not plan.pieces and empty is None:  # resumed at a short last batch that has no row for this rank
+                empty = self._no_rows(windows, plan.step)
+            arrays = windows.read(plan) if plan.pieces else dict(empty or {})
+            empty = {name: array[:0] for name, array in arrays.items()}
+            yield self._batch(plan.step, arrays)
+
+    def _no_rows(self, windows: Windows, step: int) -> Block:
+        first = windows.read(windows.plan(step, self.order.slices(step)[:1]))
+        return {name: array[:0] for name, array in first.items()}
+
+    def _batch(self, step: int, arrays: dict[str, Array]) -> Batch:
+        epoch, step_in_epoch = divmod(step, self.order.steps_per_epoch)
+        n_global = self.order.batch_rows(step_in_epoch)
+        low, high = share(n_global, self.rank, self.world_size)
+        keys: Keys = arrays.pop(USE)  # type: ignore[assignment]
+        finished = dict(self.finish(arrays)) if self.finish else arrays
+        if self.transform:
+            finished = dict(self.transform(finished, keys))
+            wrong = {name: len(array) for name, array in finished.items() if len(array) != len(keys)}
+            if wrong:
+                raise ValueError(
+                    f"transform(arrays, keys) must keep the rows of a batch: it got {len(keys)} and returned {wrong}"
+                )
+        return Batch(finished, epoch, step, high - low, n_global, total(keys))
+
+
+def _put(
+    ready: queue.Queue[Batch | BaseException | None], item: Batch | BaseException | None, closed: threading.Event
+) -> None:
+    """Put an item, unless nobody takes it any more."""
+    while not closed.is_set():
+        with suppress(queue.Full):
+            return ready.put(item, timeout=0.1)

@@ -1,12 +1,14 @@
 """Which row is used at which step: a pure function of (row counts, seed, epoch, step).
 
 The construction. The row groups of a dataset are permuted by the seed and laid end to end: a line of ``N`` rows. The
-line is cut into ``C`` *lanes* of equal length (to within one row). In every epoch the groups of a lane are permuted
-anew, and rows are permuted inside windows of a few groups. Position ``p`` of an epoch belongs to lane ``p mod C`` at
-offset ``p div C``, and global batch ``s`` is positions ``[s B, (s + 1) B)``, so every batch takes the same number of
-rows from every lane: a stratified shuffle. Inside a batch, rows stand lane by lane, and rank ``r`` of ``W`` reads the
-``r``-th of ``W`` equal slices. Lanes never move between epochs and never depend on ``W``: a rank keeps its rows, and
-another number of ranks cuts the same batch elsewhere.
+line is cut into ``C`` *lanes* of equal length (to within one row). In every epoch the pieces of groups that make up a
+lane are permuted anew, the lane is cut into windows of a fixed length, and rows are permuted inside their window.
+Position ``p`` of an epoch belongs to lane ``p mod C`` at offset ``p div C``, and global batch ``s`` is positions
+``[s B, (s + 1) B)``, so every batch takes the same number of rows from every lane: a stratified shuffle. Inside a
+batch, rows stand lane by lane, and rank ``r`` of ``W`` reads the ``r``-th of ``W`` equal slices. Lanes never move
+between epochs and never depend on ``W``: a rank keeps its rows, and another number of ranks cuts the same batch
+elsewhere. The windows of lane ``i`` begin ``i / C`` of a window early, so that they are opened one after the other and
+not all at once.
 
 Nothing is stored but (seed, epoch, step), and nothing is replayed to reach a step.
 """
@@ -17,17 +19,24 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 MAX_LANES = 64
+MANY_ROWS = 2**34  # from here on lanes are added, so that thousands of ranks have lanes of their own
+ROWS_PER_LANE = 2**26  # in such a dataset
 WINDOW_ROWS = 32_768
+MIN_WINDOW_ROWS = 256
+MAX_RUNS = 65_536
+HELD_BYTES = 144 << 20  # by the lanes of a source that is read from files
 
 Ints = npt.NDArray[np.int64]
 
 
-def _rng(*key: int) -> np.random.Generator:
+def philox(*key: int) -> np.random.Generator:
+    """Make a random generator from a few integers: the same numbers on every machine."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
@@ -54,6 +63,20 @@ class Window:
         """Offset in the lane behind the window's last row."""
         return self.start + len(self.permutation)
 
+    def rows(self, group_starts: Ints) -> Ints:
+        """Row numbers in the order of use, given the number of the first row of each group."""
+        return np.concatenate([np.arange(a, b) + group_starts[g] for g, a, b in self.segments])[self.permutation]
+
+
+class Slice(NamedTuple):
+    """Neighbouring rows of a lane that a rank reads for a batch."""
+
+    dataset: int
+    epoch: int
+    lane: int
+    first: int
+    stop: int
+
 
 @dataclass(frozen=True, eq=False)
 class SampleOrder:
@@ -72,9 +95,10 @@ class SampleOrder:
     drop_last : bool
         Leave out the last batch of an epoch if it is short.
     lanes : int, optional
-        Number of lanes; by default at most 64, and a divisor of ``batch_size`` where there is a good one.
+        Number of lanes; by default at most 64 (more from 2**34 rows on), and a divisor of ``batch_size`` where there
+        is a good one. It belongs to the order, as the seed does.
     window_rows : int
-        Rows are shuffled within pieces of about this many rows (one group at least).
+        Rows are shuffled within windows of this many rows of a lane. It belongs to the order too.
 
     Examples
     --------
@@ -87,7 +111,7 @@ class SampleOrder:
     True
     """
 
-    counts: Sequence[int]
+    counts: Sequence[int] | Ints
     batch_size: int
     seed: int = 0
     shuffle: bool = True
@@ -100,26 +124,37 @@ class SampleOrder:
             raise ValueError(f"batch_size must be at least 1 row, got {self.batch_size}")
         if self.seed < 0:
             raise ValueError(f"seed must be a non-negative integer, got {self.seed}")
-        if self._counts.size and self._counts.min() < 0:
-            raise ValueError(f"row counts must not be negative, got {self._counts.min()}")
+        if self.row_counts.size and self.row_counts.min() < 0:
+            raise ValueError(f"row counts must not be negative, got {self.row_counts.min()}")
 
     # -- sizes ------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _counts(self) -> Ints:
+    def row_counts(self) -> Ints:
+        """Rows of each group: shape (n_groups,)."""
         return np.asarray(self.counts, dtype=np.int64)
+
+    @cached_property
+    def group_starts(self) -> Ints:
+        """Number of the first row of each group, counted over the groups in their given order."""
+        return np.concatenate([[0], np.cumsum(self.row_counts)])
+
+    @property
+    def parts(self) -> tuple[SampleOrder, ...]:
+        """The orders of the datasets this one is made of: itself."""
+        return (self,)
 
     @cached_property
     def n_rows(self) -> int:
         """Rows of the dataset."""
-        return int(self._counts.sum())
+        return int(self.row_counts.sum())
 
     @cached_property
     def n_lanes(self) -> int:
         """Number of lanes, never more than rows in a batch."""
         if not self.shuffle:
             return 1
-        wanted = self.lanes or choose_lanes(self.batch_size)
+        wanted = self.lanes or choose_lanes(self.batch_size, self.n_rows)
         return max(1, min(wanted, self.batch_size, self.n_rows))
 
     @property
@@ -140,15 +175,23 @@ class SampleOrder:
     # -- the line and its lanes -------------------------------------------------------------------------------
 
     @cached_property
-    def _line(self) -> Ints:
-        """Groups in the order in which they lie on the line."""
-        groups = np.flatnonzero(self._counts)
-        return _rng(self.seed).permutation(groups) if self.shuffle else groups
+    def _filled(self) -> Ints:
+        """Groups that have rows."""
+        return np.arange(len(self.row_counts)) if self.row_counts.all() else np.flatnonzero(self.row_counts)
 
     @cached_property
-    def _line_starts(self) -> Ints:
-        """Where each group of the line begins, and the end: shape (n_groups + 1,)."""
-        return np.concatenate([[0], np.cumsum(self._counts[self._line])])
+    def _runs(self) -> tuple[Ints, Ints, int]:
+        """Runs of groups in the order in which they lie on the line, where each begins there, groups in a run.
+
+        A run is one group; only with more than ``MAX_RUNS`` groups it is several neighbours, because to permute ten
+        million of anything takes a second.
+        """
+        length = max(1, -(-len(self._filled) // MAX_RUNS))
+        begins = np.arange(0, len(self._filled), length)
+        counts = self.row_counts if len(self._filled) == len(self.row_counts) else self.row_counts[self._filled]
+        rows = np.add.reduceat(counts, begins) if len(begins) else counts
+        runs = philox(self.seed).permutation(len(begins)) if self.shuffle else np.arange(len(begins))
+        return runs, np.concatenate([[0], np.cumsum(rows[runs])]), length
 
     def lane_rows(self, lane: int) -> int:
         """Rows of a lane; the first ``n_rows mod n_lanes`` lanes have one more than the others."""
@@ -160,49 +203,76 @@ class SampleOrder:
         short, extra = divmod(self.n_rows, self.n_lanes)
         start = lane * short + min(lane, extra)
         stop = start + self.lane_rows(lane)
-        first = np.searchsorted(self._line_starts, start, side="right") - 1
-        last = np.searchsorted(self._line_starts, stop, side="left")
-        begins, ends = self._line_starts[first:last], self._line_starts[first + 1 : last + 1]
+        runs, starts, length = self._runs
+        first = np.searchsorted(starts, start, side="right") - 1
+        last = np.searchsorted(starts, stop, side="left")
+        groups = np.concatenate([self._filled[run * length : (run + 1) * length] for run in runs[first:last].tolist()])
+        ends = starts[first] + np.cumsum(self.row_counts[groups])
+        begins = ends - self.row_counts[groups]
         low, high = np.maximum(begins, start) - begins, np.minimum(ends, stop) - begins
-        return np.stack([self._line[first:last], low, high], axis=1)
+        inside = low < high
+        return np.stack([groups[inside], low[inside], high[inside]], axis=1)
 
     @lru_cache(maxsize=256)  # noqa: B019 - an order lives as long as its training
-    def _lane_plan(self, lane: int, epoch: int) -> tuple[Ints, Ints, Ints]:
-        """Segments of a lane in this epoch's order, where each begins, and the index of its window."""
+    def _lane_plan(self, lane: int, epoch: int) -> tuple[Ints, Ints]:
+        """Segments of a lane in this epoch's order, and where each begins in the lane."""
         segments = self.lane_segments(lane)
         if self.shuffle:
-            segments = _rng(self.seed, 1, epoch, lane).permutation(segments)
-        starts = np.concatenate([[0], np.cumsum(segments[:, 2] - segments[:, 1])])
-        return segments, starts, starts[:-1] // self.window_rows
+            segments = philox(self.seed, 1, epoch, lane).permutation(segments)
+        return segments, np.concatenate([[0], np.cumsum(segments[:, 2] - segments[:, 1])])
+
+    def window_at(self, lane: int, offset: int) -> tuple[int, int, int]:
+        """Return number, start and stop of the window of a lane that holds ``offset``; the same in every epoch."""
+        rows = self.lane_rows(lane)
+        early = self.window_rows * lane // self.n_lanes if rows > self.window_rows else 0
+        number = (offset + early) // self.window_rows
+        start = number * self.window_rows - early
+        return number, max(0, start), min(rows, start + self.window_rows)
 
     def window(self, lane: int, epoch: int, offset: int) -> Window:
-        """Return the shuffle window of a lane that holds ``offset``."""
-        segments, starts, windows = self._lane_plan(lane, epoch)
-        at = np.searchsorted(starts, offset, side="right") - 1
-        first = int(np.searchsorted(windows, windows[at], side="left"))
-        last = int(np.searchsorted(windows, windows[at], side="right"))
-        n = int(starts[last] - starts[first])
-        key = (self.seed, 2, epoch, lane, int(windows[at]))
-        permutation = _rng(*key).permutation(n) if self.shuffle else np.arange(n)
-        return Window(int(starts[first]), segments[first:last], permutation)
+        """Return the window of a lane that holds ``offset``, with the order of its rows in this epoch."""
+        number, start, stop = self.window_at(lane, offset)
+        segments, starts = self._lane_plan(lane, epoch)
+        first = np.searchsorted(starts, start, side="right") - 1
+        last = np.searchsorted(starts, stop, side="left")
+        inside = segments[first:last].copy()
+        inside[-1, 2] = inside[-1, 1] + stop - starts[last - 1]
+        inside[0, 1] += start - starts[first]
+        n = stop - start
+        permutation = philox(self.seed, 2, epoch, lane, number).permutation(n) if self.shuffle else np.arange(n)
+        return Window(start, inside, permutation)
+
+    def window_places(self, lane: int, window: Window) -> Ints:
+        """Positions in the epoch of a window's rows, in the order of their use."""
+        return np.arange(window.start, window.stop) * self.n_lanes + lane
+
+    def ranges(self, first_step: int, stop_step: int) -> Iterator[tuple[int, int, int, int]]:
+        """Say what global steps ``[first_step, stop_step)`` read: (dataset, epoch, first position, end position)."""
+        while first_step < stop_step:
+            epoch, step = divmod(first_step, self.steps_per_epoch)
+            steps = min(stop_step - first_step, self.steps_per_epoch - step)
+            yield 0, epoch, step * self.batch_size, min(self.n_rows, (step + steps) * self.batch_size)
+            first_step += steps
 
     # -- who reads what ---------------------------------------------------------------------------------------
 
-    def slices(self, step: int, rank: int = 0, world_size: int = 1) -> list[tuple[int, int, int]]:
-        """What a rank reads at a step: (lane, first offset, end offset), lane by lane; the same in every epoch.
+    def slices(self, global_step: int, rank: int = 0, world_size: int = 1) -> list[Slice]:
+        """What a rank reads at a step counted from the start of training, lane by lane.
 
         Ranks differ by at most one row, and their slices laid end to end are the global batch.
         """
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
-        n = self.batch_rows(step)
-        start = step * self.batch_size
+        epoch, step = divmod(global_step, self.steps_per_epoch)
+        n, start = self.batch_rows(step), step * self.batch_size
+        low, high = share(n, rank, world_size)
+        return [Slice(0, epoch, *cut) for cut in self.cuts(start, start + n, low, high)]
+
+    def cuts(self, start: int, stop: int, low: int, high: int) -> list[tuple[int, int, int]]:
+        """Rows ``low`` to ``high`` of positions ``[start, stop)`` sorted by lane: (lane, first offset, end offset)."""
         lanes = np.arange(self.n_lanes)
         first = -((lanes - start) // self.n_lanes)  # ceil((start - lane) / n_lanes)
-        stop = -((lanes - start - n) // self.n_lanes)
-        ends = np.cumsum(stop - first)  # of each lane inside the batch
-        begins = ends - (stop - first)
-        low, high = rank * n // world_size, (rank + 1) * n // world_size
+        last = -((lanes - stop) // self.n_lanes)
+        ends = np.cumsum(last - first)  # of each lane inside the batch
+        begins = ends - (last - first)
         a = np.maximum(begins, low) - begins + first
         b = np.minimum(ends, high) - begins + first
         return [(int(i), int(a[i]), int(b[i])) for i in np.flatnonzero(a < b)]
@@ -211,7 +281,7 @@ class SampleOrder:
         """Lanes a rank ever reads from. With ``world_size`` dividing ``n_lanes`` and full batches, only its own."""
         period = self.n_lanes // math.gcd(self.n_lanes, self.batch_size)
         steps = {*range(min(period, self.steps_per_epoch)), self.steps_per_epoch - 1} - {-1}
-        return sorted({lane for step in steps for lane, _, _ in self.slices(step, rank, world_size)})
+        return sorted({cut.lane for step in steps for cut in self.slices(step, rank, world_size)})
 
     def groups_of(self, rank: int, world_size: int) -> list[int]:
         """Groups a rank ever reads from, in no particular order of use."""
@@ -223,23 +293,52 @@ class SampleOrder:
 
         Slow and plain: what the batches of a rank are checked against, and what an audit counts.
         """
-        offsets = np.concatenate([[0], np.cumsum(self._counts)])
+        self._check_step(step)
         parts: list[Ints] = []
-        for lane, first, stop in self.slices(step, rank, world_size):
+        for _, _, lane, first, stop in self.slices(epoch * self.steps_per_epoch + step, rank, world_size):
             while first < stop:
                 window = self.window(lane, epoch, first)
-                line = np.concatenate([np.arange(a, b) + offsets[g] for g, a, b in window.segments])
                 end = min(stop, window.stop)
-                parts.append(line[window.permutation[first - window.start : end - window.start]])
+                parts.append(window.rows(self.group_starts)[first - window.start : end - window.start])
                 first = end
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
-    def steps(self, epochs: int, start: int = 0) -> Iterator[tuple[int, int, int]]:
-        """Yield (global step, epoch, step in the epoch) from a global step on."""
-        for global_step in range(start, epochs * self.steps_per_epoch):
-            yield global_step, *divmod(global_step, self.steps_per_epoch)
+
+def share(n: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Begin and end of a rank's share of ``n`` rows; shares differ by at most one row."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
+    return rank * n // world_size, (rank + 1) * n // world_size
 
 
-def choose_lanes(batch_size: int) -> int:
-    """Lanes for a batch size: 64 or the largest power of two that divides it, but never fewer than 16."""
-    return max(math.gcd(batch_size, MAX_LANES), 16)
+def choose_lanes(batch_size: int, n_rows: int = 0) -> int:
+    """Lanes for a batch size: 64 or the largest power of two that divides it, but never fewer than 16.
+
+    A dataset of more than ``MANY_ROWS`` rows has a lane for every ``ROWS_PER_LANE``.
+    """
+    most = MAX_LANES if n_rows <= MANY_ROWS else 1 << (n_rows // ROWS_PER_LANE - 1).bit_length()
+    return max(math.gcd(batch_size, most), most // 4)
+
+
+def layout(counts: Ints, batch_size: int, row_bytes: float, open_bytes: float) -> tuple[int, int]:
+    """Lanes and rows per window for groups that are read from the front, such as row groups of files.
+
+    They depend on the dataset alone. All lanes together, read by one rank, hold about ``HELD_BYTES``: a window each,
+    and the group it is reading. There are no more lanes than groups, or groups would be read more than once.
+
+    Parameters
+    ----------
+    counts : array of shape (n_groups,)
+    batch_size : int
+    row_bytes, open_bytes : float
+        As of a ``Source``.
+    """
+    filled = max(1, int(np.count_nonzero(counts)))
+    lanes = choose_lanes(batch_size, int(np.sum(counts)))
+    fits = HELD_BYTES / (open_bytes + row_bytes * WINDOW_ROWS / 2)
+    if np.sum(counts) <= MANY_ROWS:
+        while lanes > max(4, fits) or lanes > filled:
+            lanes //= 2
+    lanes = max(1, lanes)
+    window = (HELD_BYTES / lanes - open_bytes) / row_bytes
+    return lanes, int(min(max(window, MIN_WINDOW_ROWS), 2 * WINDOW_ROWS if lanes > 4 else 32 * WINDOW_ROWS))

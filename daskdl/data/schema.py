@@ -1,229 +1,142 @@
-"""How the columns of a frame become numbers a model can read: learned once, carried with the model."""
+"""How the columns of a frame become tensors a model can read: learned once, carried with the model."""
 
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from daskdl.data.arrays import Array as Rows
+from daskdl.data.arrays import Block
+from daskdl.data.columns import Category, Column, Dense, Floats, Missing, to_float
+from daskdl.data.encoding import COLUMNS, fill_numbers, learn_column, other_names, read_column
+from daskdl.data.fields import Field
+from daskdl.data.kinds import Array, Image, Kind, Text, column_kind
+from daskdl.data.stats import MAX_CATEGORIES, ColumnStats, describe
+from daskdl.data.values import names_of
 from daskdl.errors import DataError
 
-Missing = Literal["impute", "indicator", "refuse"]
+__all__ = [
+    "MAX_CATEGORIES",
+    "Array",
+    "ColumnStats",
+    "Image",
+    "Missing",
+    "Schema",
+    "Text",
+    "column_kind",
+    "describe",
+    "to_float",
+]
+
 MISSING: tuple[Missing, ...] = ("impute", "indicator", "refuse")
-MAX_CATEGORIES = 10_000
-Floats = npt.NDArray[np.float32]
+FORMAT = 2  # of to_dict; 1 had numbers and categories only, and no "format"
+RESERVED = ("numbers", "codes", "y")
+Kinds = Mapping[Any, Kind]
 
 
-@dataclass
-class ColumnStats:
-    """What one pass over some rows of a column tells; two of them merge into one."""
-
-    kind: str  # "number" or "category"
-    n: int = 0
-    n_missing: int = 0
-    n_infinite: int = 0
-    mean: float = 0.0
-    m2: float = 0.0  # sum of squared differences from the mean
-    low: float = math.inf
-    high: float = -math.inf
-    values: dict[Any, int] = field(default_factory=dict)  # category -> rows
-
-    def merge(self, other: ColumnStats) -> ColumnStats:
-        """Combine with the statistics of other rows.
-
-        Mean and variance by the pairwise update of Chan, Golub and LeVeque, "Updating formulae and a pairwise
-        algorithm for computing sample variances" (1979).
-        """
-        if self.kind != other.kind and self.n and other.n:
-            raise TypeError(f"{self.kind} in some partitions, {other.kind} in others")
-        seen, seen_other = self.n - self.n_missing, other.n - other.n_missing
-        total = max(1, seen + seen_other)
-        delta = other.mean - self.mean
-        values = dict(self.values)
-        for value, count in other.values.items():
-            values[value] = values.get(value, 0) + count
-        return ColumnStats(
-            kind=self.kind if self.n else other.kind,
-            n=self.n + other.n,
-            n_missing=self.n_missing + other.n_missing,
-            n_infinite=self.n_infinite + other.n_infinite,
-            mean=self.mean + delta * seen_other / total,
-            m2=self.m2 + other.m2 + delta * delta * seen * seen_other / total,
-            low=min(self.low, other.low),
-            high=max(self.high, other.high),
-            values=values,
-        )
-
-
-def column_kind(name: Any, dtype: Any) -> str:
-    """Say how a column of this dtype is read: ``number`` or ``category``.
-
-    Raises
-    ------
-    DataError
-        The dtype is neither: dates, lists, complex numbers.
-    """
-    if isinstance(dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(dtype):
-        return "category"  # object counts as string here; its values are looked at in describe
-    if pd.api.types.is_complex_dtype(dtype):
-        raise DataError(
-            f"Complex data not supported: column {name!r} has dtype {dtype}. Give its real and imaginary parts as two "
-            "columns."
-        )
-    if pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_bool_dtype(dtype):
-        return "number"
-    raise DataError(
-        f"column {name!r} has dtype {dtype}; a feature must be a number, a boolean or a category (strings are read as "
-        "categories). Turn dates into numbers (df.date.dt.month, df.date.dt.hour), or leave the column out."
-    )
-
-
-def describe(column: pd.Series, moments: bool = True) -> ColumnStats:
-    """Gather the statistics of a column of one partition; runs where the partition is.
-
-    ``moments=False`` leaves out mean and variance, which trees do not need.
-    """
-    kind = column_kind(column.name, column.dtype)
-    if kind == "category":
-        column = _plain_category(column)
-        counts = column.value_counts(dropna=True)
-        values = {_plain(value): int(n) for value, n in counts.items() if n}
-        return ColumnStats(kind, len(column), int(column.isna().sum()), values=values)
-    x = to_float(column)
-    finite = np.isfinite(x)
-    n_missing = 0 if finite.all() else int(np.isnan(x).sum())
-    stats = ColumnStats(kind, len(x), n_missing, int(len(x) - n_missing - np.count_nonzero(finite)))
-    known = (x if finite.all() else x[finite]).astype(np.float64) if moments else x[:0]
-    if len(known):
-        stats.mean = float(known.mean())
-        stats.m2 = float(((known - stats.mean) ** 2).sum())
-        stats.low, stats.high = float(known.min()), float(known.max())
-    return stats
-
-
-def _plain_category(column: pd.Series) -> pd.Series:
-    """Refuse an object column that holds something else than plain values."""
-    if column.dtype != object:
-        return column
-    odd = next((v for v in column if not isinstance(v, (str, bool, int, float, np.generic, type(None)))), None)
-    if odd is not None and not pd.api.types.is_scalar(odd):
-        raise DataError(
-            f"column {column.name!r} is an object column that is no category: it holds {type(odd).__name__} values "
-            f"such as {str(odd)[:60]!r}. Turn it into numbers or strings, or leave it out."
-        )
-    return column
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def to_float(column: pd.Series) -> Floats:
-    """Numbers, booleans and nullable numbers as float32, missing ones as NaN."""
-    if column.dtype == object:
-        column = pd.to_numeric(column)
-    return column.to_numpy(dtype=np.float32, na_value=np.nan)
-
-
-@dataclass(frozen=True)
-class Column:
-    """How one column becomes numbers.
-
-    Attributes
-    ----------
-    name : hashable
-    kind : {"number", "category"}
-    mean, scale : float
-        A number ``x`` becomes ``(x - mean) / scale``; ``scale`` is the standard deviation, or 1 for a constant.
-    n_missing : int
-        Missing values seen in training.
-    categories : tuple
-        Known categories, most frequent first. Code 0 stands for missing and unseen ones, ``i + 1`` for the i-th.
-    """
-
-    name: Any
-    kind: str
-    mean: float = 0.0
-    scale: float = 1.0
-    n_missing: int = 0
-    categories: tuple[Any, ...] = ()
-
-    @classmethod
-    def from_stats(cls, name: Any, stats: ColumnStats, missing: Missing) -> Column:
-        """Learn a column from its statistics; bad ones are refused here, with the remedy."""
-        if missing == "refuse" and stats.n_missing:
-            raise DataError(
-                f"column {name!r} has {stats.n_missing:,} missing values (NaN) in {stats.n:,} rows and "
-                "missing='refuse'. Fill them, or use missing='impute' (the mean) or 'indicator' (the mean and a 0/1 "
-                "feature that says so)."
-            )
-        if stats.n_infinite:
-            raise DataError(
-                f"column {name!r} holds {stats.n_infinite:,} infinite values (inf) in {stats.n:,} rows; they would "
-                "turn the loss into NaN. Replace them, for example df.replace([np.inf, -np.inf], np.nan)."
-            )
-        if len(stats.values) > MAX_CATEGORIES:
-            raise DataError(
-                f"column {name!r} has {len(stats.values):,} different values, more than {MAX_CATEGORIES:,}: that is an "
-                "identifier or free text and no category. Leave it out, or group its rare values."
-            )
-        seen = stats.n - stats.n_missing
-        scale = math.sqrt(stats.m2 / seen) if seen else 0.0
-        tiny = scale <= 1e-7 * max(1.0, abs(stats.mean))
-        ordered = sorted(stats.values, key=lambda v: (-stats.values[v], str(v)))
-        return cls(name, stats.kind, stats.mean, 1.0 if tiny else scale, stats.n_missing, tuple(ordered))
-
-    def codes(self, column: pd.Series) -> npt.NDArray[np.int32]:
-        """Integer codes of a category column: 0 is missing or unseen."""
-        if column_kind(self.name, column.dtype) == "number":
-            column = column.astype(object)
-        return (pd.Index(self.categories, dtype=object).get_indexer(column.astype(object)) + 1).astype(np.int32)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Schema:
     """How the columns of a frame become the tensors of a model. It is learned in training and travels with the model.
+
+    Numbers are standardised and dates become seven numbers each: together they are ``numbers``. Categories become
+    ``codes``. Arrays, lists, images and texts become a tensor each, under the column's name.
 
     Attributes
     ----------
     columns : tuple of Column
         In the order of the frame.
     missing : {"impute", "indicator", "refuse"}
-        What happens to missing numbers: the mean stands in; that and one more 0/1 feature per column that had any in
-        training; or an error. Missing categories are a category of their own.
+        What happens to missing numbers and dates: the mean stands in; that and one more 0/1 feature per column that
+        had any in training; or an error. Missing categories are a category of their own; missing arrays and images
+        are zeros, missing lists and texts are empty.
 
     Examples
     --------
-    >>> frame = pd.DataFrame({"x": [1.0, 3.0, None], "city": ["Oslo", "Rome", "Oslo"]})
+    >>> frame = pd.DataFrame({"x": [1.0, 3.0, None], "city": ["Oslo", "Rome", "Oslo"], "visits": [[3], [1, 2], []]})
     >>> schema = Schema.learn(frame)
-    >>> schema.numbers(frame).tolist()
-    [[-1.0], [1.0], [0.0]]
-    >>> schema.codes(frame).tolist()
-    [[1], [2], [1]]
+    >>> schema
+    column  kind      values          missing
+    x       number    mean 2, std 1   1
+    city    category  2: Oslo, Rome   0
+    visits  ragged    lists of int64  0
+    >>> block = schema.encode(frame)
+    >>> block["numbers"].tolist(), block["codes"].tolist()
+    ([[-1.0], [1.0], [0.0]], [[1], [2], [1]])
+    >>> batch = schema.finish(block)
+    >>> batch["visits"].tolist(), batch["visits_length"].tolist()
+    ([[3, 0], [1, 2], [0, 0]], [1, 2, 0])
     """
 
     columns: tuple[Column, ...]
     missing: Missing = "impute"
 
-    @classmethod
-    def learn(cls, frame: pd.DataFrame, missing: Missing = "impute") -> Schema:
-        """Learn from a frame in memory."""
-        return cls.from_stats({name: describe(frame[name]) for name in frame}, missing)
+    def __post_init__(self) -> None:
+        made = [*RESERVED, *(name for c in self.field_columns for name in c.example(0))]
+        double = sorted({name for name in made if made.count(name) > 1})
+        if double:
+            raise DataError(
+                f"columns would become tensors of the same name: {double}. The names {', '.join(RESERVED)} and, beside "
+                "a list or a text, <name>_length are taken: rename these columns."
+            )
 
     @classmethod
-    def from_stats(cls, stats: Mapping[Any, ColumnStats], missing: Missing = "impute") -> Schema:
-        """Learn from the statistics of each column."""
+    def learn(cls, frame: Any, missing: Missing = "impute", kinds: Kinds | None = None) -> Schema:
+        """Learn from a frame in memory.
+
+        Parameters
+        ----------
+        frame : pandas.DataFrame, pyarrow.Table or pyarrow.RecordBatch
+        missing : {"impute", "indicator", "refuse"}
+        kinds : dict, optional
+            How columns are read that are not what their type says: ``"number"``, ``"category"``, ``"time"``,
+            ``"array"``, ``"ragged"``, ``"image"``, ``"text"``, ``Array(28, 28)``, ``Image(224, 224)``, ``Text()``.
+
+        Raises
+        ------
+        DataError
+            A column that nothing can be learned from.
+
+        Examples
+        --------
+        >>> frame = pd.DataFrame({"zip": [10115, 20095], "note": ["A garden", "No garden"]})
+        >>> Schema.learn(frame, kinds={"zip": "category", "note": Text()})
+        column  kind      values                             missing
+        zip     category  2: 10115, 20095                    0
+        note    text      32,768 tokens of HashingTokenizer  0
+        """
+        kinds = kinds or {}
+        stats = {name: describe(frame[name], kind=kinds.get(name), name=name) for name in names_of(frame)}
+        return cls.from_stats(stats, missing, kinds)
+
+    @classmethod
+    def from_stats(
+        cls, stats: Mapping[Any, ColumnStats], missing: Missing = "impute", kinds: Kinds | None = None
+    ) -> Schema:
+        """Learn from the statistics of each column, which ``describe`` gave for the same ``kinds``."""
         if missing not in MISSING:
             raise ValueError(f"missing must be one of {', '.join(map(repr, MISSING))}, got {missing!r}")
-        return cls(tuple(Column.from_stats(name, s, missing) for name, s in stats.items()), missing)
+        kinds = kinds or {}
+        unknown = [name for name in kinds if name not in stats]
+        if unknown:
+            raise DataError(f"kinds names columns that are not there: {unknown}. The columns are {list(stats)[:20]}.")
+        return cls(tuple(learn_column(name, s, missing, kinds.get(name)) for name, s in stats.items()), missing)
 
     # -- names and widths -------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: Any) -> Column:
+        """The column of that name."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise KeyError(f"no column {name!r}; the columns are {self.names[:20]}")
 
     @property
     def names(self) -> list[Any]:
@@ -231,24 +144,29 @@ class Schema:
         return [c.name for c in self.columns]
 
     @property
-    def number_columns(self) -> list[Column]:
-        """The columns that are numbers."""
-        return [c for c in self.columns if c.kind == "number"]
+    def number_columns(self) -> list[Dense]:
+        """The columns that become ``numbers``: numbers and dates."""
+        return [c for c in self.columns if isinstance(c, Dense)]
 
     @property
-    def category_columns(self) -> list[Column]:
+    def category_columns(self) -> list[Category]:
         """The columns that are categories."""
-        return [c for c in self.columns if c.kind == "category"]
+        return [c for c in self.columns if isinstance(c, Category)]
 
     @property
-    def indicators(self) -> list[Column]:
-        """The number columns that get one more feature, which says where they were missing."""
+    def field_columns(self) -> list[Field]:
+        """The columns that become a tensor of their own."""
+        return [c for c in self.columns if isinstance(c, Field)]
+
+    @property
+    def indicators(self) -> list[Dense]:
+        """The columns that get one more feature in ``numbers``, which says where they were missing."""
         return [c for c in self.number_columns if self.missing == "indicator" and c.n_missing]
 
     @property
     def n_numbers(self) -> int:
         """Width of ``numbers``."""
-        return len(self.number_columns) + len(self.indicators)
+        return sum(c.width for c in self.number_columns) + len(self.indicators)
 
     @property
     def cardinalities(self) -> list[int]:
@@ -256,9 +174,22 @@ class Schema:
         return [len(c.categories) + 1 for c in self.category_columns]
 
     @property
+    def feature_names(self) -> list[str]:
+        """Names of the columns of ``table``."""
+        return [str(name) for name, _ in self._table_names()]
+
+    @property
     def feature_types(self) -> list[str]:
-        """XGBoost's feature types: ``q`` for numbers, ``c`` for categories."""
-        return ["c" if c.kind == "category" else "q" for c in self.columns]
+        """XGBoost's types of the columns of ``table``: ``q`` for numbers, ``c`` for categories."""
+        return [kind for _, kind in self._table_names()]
+
+    def _table_names(self) -> list[tuple[Any, str]]:
+        found = [pair for column in self.columns for pair in column.table_names()]
+        names = [str(name) for name, _ in found]
+        if len(set(names)) < len(names):
+            double = sorted({name for name in names if names.count(name) > 1})
+            raise DataError(f"columns would become features of the same name: {double[:10]}. Rename them.")
+        return found
 
     # -- frames to arrays -------------------------------------------------------------------------------------
 
@@ -267,106 +198,170 @@ class Schema:
         have = list(names)
         if have == self.names:
             return
-        absent = [n for n in self.names if n not in have]
-        extra = [n for n in have if n not in self.names]
-        what = "; ".join(
-            part
-            for part in (
-                f"missing: {absent}" if absent else "",
-                f"not seen in fit: {extra}" if extra else "",
-                "" if absent or extra else "the same names in another order",
-            )
-            if part
-        )
-        raise DataError(
-            f"The feature names should match those that were passed during fit. {what}. Expected {len(self.columns)}: "
-            f"{self.names[:20]}, got {len(have)}: {have[:20]}. Select the columns of fit: df[list(names)]."
-        )
+        raise other_names(self.names, have)
 
-    def numbers(self, frame: pd.DataFrame) -> Floats:
-        """Standardised numbers, then indicators: shape (n_rows, n_numbers), row-major."""
-        out = np.empty((len(frame), self.n_numbers), dtype=np.float32)
-        for i, column in enumerate(self.number_columns):
-            x = _number(frame, column)
-            out[:, i] = (x - np.float32(column.mean)) / np.float32(column.scale)
-        for i, column in enumerate(self.indicators, start=len(self.number_columns)):
-            out[:, i] = np.isnan(_number(frame, column))
-        if self.missing == "refuse":
-            self._refuse_missing(out)
-        return np.nan_to_num(out, copy=False, nan=0.0)
+    def encode(self, chunk: Any) -> dict[str, Rows]:
+        """Turn rows into compact arrays, which are kept, shuffled and cut into batches.
 
-    def codes(self, frame: pd.DataFrame) -> npt.NDArray[np.int32]:
-        """Category codes: shape (n_rows, n_categories); 0 is missing or unseen."""
-        out = np.empty((len(frame), len(self.category_columns)), dtype=np.int32)
-        for i, column in enumerate(self.category_columns):
-            out[:, i] = column.codes(frame[column.name])
+        Parameters
+        ----------
+        chunk : pandas.DataFrame, pyarrow.Table or pyarrow.RecordBatch
+            Columns that were not learned are left alone.
+
+        Returns
+        -------
+        dict
+            ``numbers``: float32 (n_rows, n_numbers); ``codes``: int32 (n_rows, n_categories), if there are
+            categories; then the other columns in order: arrays (n_rows, *shape), ``Ragged`` lists and tokens, and
+            images as they are, compressed. ``numbers`` is left out if there are only other columns. Arrays may be
+            views of the chunk, and read-only.
+
+        Raises
+        ------
+        DataError
+            A column is not there, or is not what it was in training.
+        """
+        block: dict[str, Rows] = {}
+        if self.number_columns or self.category_columns:
+            block["numbers"] = self.numbers(chunk)
+        if self.category_columns:
+            block["codes"] = self.codes(chunk)
+        for column in self.field_columns:
+            block[column.field] = read_column(column, chunk, partial(column.encode, refuse=self._refuses))
+        return block
+
+    @property
+    def _refuses(self) -> bool:
+        return self.missing == "refuse"
+
+    def numbers(self, chunk: Any) -> Floats:
+        """Standardised numbers and dates, then indicators: shape (n_rows, n_numbers), row-major."""
+        read = [read_column(column, chunk, column.read) for column in self.number_columns]
+        out = np.empty((len(chunk), self.n_numbers), dtype=np.float32)
+        marked = [column in self.indicators for column in self.number_columns]
+        if not fill_numbers(out, self.number_columns, read, marked) and self._refuses:
+            pairs = zip(self.number_columns, read, strict=True)
+            self._refuse_nan(sum(int(column.missing(x).sum()) for column, x in pairs))
         return out
 
-    def table(self, frame: pd.DataFrame) -> pd.DataFrame:
+    def codes(self, chunk: Any) -> npt.NDArray[np.int32]:
+        """Category codes: shape (n_rows, n_categories); 0 is missing or unseen."""
+        out = np.empty((len(chunk), len(self.category_columns)), dtype=np.int32)
+        for i, column in enumerate(self.category_columns):
+            out[:, i] = read_column(column, chunk, column.codes)
+        return out
+
+    def table(self, chunk: Any) -> pd.DataFrame:
         """Every feature as it is, in order, NaN where missing or unseen: float32 columns, for trees.
 
-        Columns that are float32 already are not copied; XGBoost reads columns faster than rows.
-        """
-        columns: dict[Any, Floats] = {}
-        for column in self.columns:
-            if column.kind == "number":
-                columns[column.name] = _number(frame, column)
-            else:
-                codes = column.codes(frame[column.name])
-                columns[column.name] = np.where(codes == 0, np.nan, codes - 1).astype(np.float32)
-        if self.missing == "refuse":
-            for values in columns.values():
-                self._refuse_missing(values)
-        return pd.DataFrame(columns, index=frame.index, copy=False)
+        Columns that are float32 already are not copied; XGBoost reads columns faster than rows. A date becomes whole
+        days, hour, weekday and day of the year, an array one column per element.
 
-    def _refuse_missing(self, values: Floats) -> None:
-        if np.isnan(values).any():
+        Raises
+        ------
+        DataError
+            There are images, texts or lists of any length.
+        """
+        self._table_names()
+        columns: dict[Any, npt.NDArray[Any]] = {}
+        for column in self.columns:
+            names = (name for name, _ in column.table_names())
+            columns |= dict(zip(names, read_column(column, chunk, column.table), strict=True))
+        if self._refuses:
+            self._refuse_nan(sum(int(np.isnan(x).sum()) for x in columns.values()))
+        index = chunk.index if isinstance(chunk, pd.DataFrame) else pd.RangeIndex(len(chunk))
+        return pd.DataFrame(columns, index=index, copy=False)
+
+    def _refuse_nan(self, n_missing: int) -> None:
+        if n_missing:
             raise DataError(
-                f"Input contains NaN: {int(np.isnan(values).sum()):,} missing values, and missing='refuse'. Fill them, "
-                "or fit with missing='impute' or 'indicator'."
+                f"Input contains NaN: {n_missing:,} missing values, and missing='refuse'. Fill them, or fit with "
+                "missing='impute' or 'indicator'."
             )
+
+    # -- arrays to batches ------------------------------------------------------------------------------------
+
+    @property
+    def needs_finish(self) -> bool:
+        """Whether ``finish`` changes anything."""
+        return any(c.needs_finish for c in self.field_columns)
+
+    def finish(self, block: Block, pool: Executor | None = None) -> dict[str, Rows]:
+        """Decode images and pad lists and tokens of a batch; done once per batch, what else it holds is not copied.
+
+        Parameters
+        ----------
+        block : dict
+            Rows of what ``encode`` gave, and other fields such as ``y``.
+        pool : concurrent.futures.Executor, optional
+            Threads to decode several images at a time.
+
+        Returns
+        -------
+        dict
+            Images as uint8 (n_rows, channels, height, width); lists and tokens as (n_rows, longest of the batch),
+            each followed by ``<name>_length``, int64 (n_rows,).
+        """
+        made = {c.field: c for c in self.field_columns if c.needs_finish}
+        out: dict[str, Rows] = {}
+        for name, rows in block.items():
+            out |= made[name].finish(rows, pool) if name in made else {name: rows}
+        return out
+
+    def example(self, n: int) -> dict[str, npt.NDArray[Any]]:
+        """Return ``n`` finished rows of zeros in the right shapes and types, to try a module on.
+
+        Examples
+        --------
+        >>> schema = Schema.learn(pd.DataFrame({"x": [1.0, 2.0], "v": [[1, 2], [3, 4]]}))
+        >>> {name: x.shape for name, x in schema.example(3).items()}
+        {'numbers': (3, 1), 'v': (3, 2)}
+        """
+        out: dict[str, npt.NDArray[Any]] = {}
+        if self.number_columns or self.category_columns:
+            out["numbers"] = np.zeros((n, self.n_numbers), dtype=np.float32)
+        if self.category_columns:
+            out["codes"] = np.zeros((n, len(self.category_columns)), dtype=np.int32)
+        for column in self.field_columns:
+            out |= column.example(n)
+        return out
 
     # -- to keep and to show ----------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
-        return asdict(self)
+        """Return plain values that JSON can hold.
+
+        Raises
+        ------
+        TypeError
+            A tokenizer is a function of the user's.
+        """
+        return {"format": FORMAT, "missing": self.missing, "columns": [c.to_dict() for c in self.columns]}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Schema:
-        """Undo ``to_dict``."""
-        columns = (Column(**{**c, "categories": tuple(c["categories"])}) for c in state["columns"])
-        return cls(tuple(columns), state["missing"])
+        """Undo ``to_dict``, also of older versions.
 
-    def _table(self) -> list[tuple[str, str, str, str]]:
-        return [
-            (
-                str(c.name),
-                c.kind,
-                f"mean {c.mean:.4g}, std {c.scale:.4g}"
-                if c.kind == "number"
-                else f"{len(c.categories)}: {', '.join(map(str, c.categories[:4]))}{', ...' * (len(c.categories) > 4)}",
-                f"{c.n_missing:,}",
+        Raises
+        ------
+        ValueError
+            It was written by a newer version.
+        """
+        if state.get("format", 1) > FORMAT:
+            raise ValueError(
+                f"the schema was saved in format {state['format']}, this daskdl reads up to {FORMAT}. Upgrade daskdl."
             )
-            for c in self.columns
-        ]
+        return cls(tuple(COLUMNS[c["kind"]].from_dict(c) for c in state["columns"]), state["missing"])
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        return [(str(c.name), c.kind, c.summary(), f"{c.n_missing:,}") for c in self.columns]
 
     def __repr__(self) -> str:
-        rows = [("column", "kind", "values", "missing"), *self._table()]
+        rows = [("column", "kind", "values", "missing"), *self._rows()]
         widths = [max(len(r[i]) for r in rows) for i in range(4)]
         return "\n".join("  ".join(v.ljust(w) for v, w in zip(r, widths, strict=True)).rstrip() for r in rows)
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("column", "kind", "values", "missing"))
-        rows = ("".join(f"<td style='text-align:left'>{html.escape(v)}</td>" for v in row) for row in self._table())
+        rows = ("".join(f"<td style='text-align:left'>{html.escape(v)}</td>" for v in row) for row in self._rows())
         return f"<table><tr>{head}</tr><tr>{'</tr><tr>'.join(rows)}</tr></table>"
-
-
-def _number(frame: pd.DataFrame, column: Column) -> Floats:
-    values = frame[column.name]
-    try:
-        return to_float(values)
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"column {column.name!r} was a number in fit and is {values.dtype} now: {error}. Convert it as it was."
-        ) from error

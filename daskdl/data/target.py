@@ -4,25 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
-from daskdl.data.schema import ColumnStats, to_float
+from daskdl.data.columns import Lookup
+from daskdl.data.stats import ColumnStats
+from daskdl.data.values import numbers, plain
 from daskdl.errors import DataError
 
 
-def describe_target(y: pd.Series, classes: bool) -> ColumnStats:
-    """Gather what must be known of the labels of one partition; runs where the partition is."""
+def describe_target(y: Any, classes: bool) -> ColumnStats:
+    """Gather what must be known of the labels of one partition; runs where the partition is.
+
+    Parameters
+    ----------
+    y : pandas.Series, pyarrow.Array or pyarrow.ChunkedArray
+    classes : bool
+        Whether they are classes, or numbers.
+
+    Raises
+    ------
+    DataError
+        They shall be numbers and are not.
+
+    Examples
+    --------
+    >>> describe_target(pa.array(["no", "yes", "no"]), classes=True).values
+    {'no': 2, 'yes': 1}
+    """
+    if not isinstance(y, pd.Series):
+        y = pd.Series(pd.arrays.ArrowExtensionArray(y), name="y")
     if classes:
         counts = y.value_counts(dropna=True)
         values = {v.item() if isinstance(v, np.generic) else v: int(n) for v, n in counts.items() if n}
         infinite = sum(n for v, n in values.items() if isinstance(v, float) and np.isinf(v))
         return ColumnStats("label", len(y), int(y.isna().sum()), infinite, values=values)
     try:
-        x = to_float(y).astype(np.float64)
+        x = numbers(plain(y)).astype(np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(
             f"label {y.name!r} has dtype {y.dtype}; a regression needs numbers: {error}. Unknown label type: convert "
@@ -90,17 +113,47 @@ class Target:
         """Number of classes; 0 for a regression."""
         return 0 if self.classes is None else len(self.classes)
 
-    def encode(self, y: pd.Series) -> npt.NDArray[Any]:
-        """Class numbers as int64, or standardised numbers as float32: shape (n_rows,)."""
+    @cached_property
+    def _lookup(self) -> Lookup:
+        return Lookup([] if self.classes is None else self.classes.tolist())
+
+    def encode(self, y: Any) -> npt.NDArray[Any]:
+        """Class numbers as int64, or standardised numbers as float32: shape (n_rows,).
+
+        Parameters
+        ----------
+        y : pandas.Series, pyarrow.Array or pyarrow.ChunkedArray
+
+        Raises
+        ------
+        DataError
+            A class that training did not have, or something that is no number.
+
+        Examples
+        --------
+        >>> Target(np.array(["no", "yes"])).encode(pa.array(["yes", "no"])).tolist()
+        [1, 0]
+        """
+        values = plain(y)
         if self.classes is None:
-            return (to_float(y) - np.float32(self.mean)) / np.float32(self.scale)
-        codes = pd.Index(self.classes).get_indexer(np.asarray(y.astype(object)))
-        if (codes < 0).any():
+            return self._standardised(values, y)
+        codes = self._lookup(values)
+        if not codes.all():
+            unknown = values[int(np.argmin(codes))]
             raise DataError(
-                f"label {y.name!r} holds {y[codes < 0].iloc[0]!r}, which is none of the {self.n_classes} classes of "
-                f"the training data: {list(self.classes)[:10]}. Validation data must have known classes."
+                f"label {getattr(y, 'name', 'y')!r} holds {_python(unknown)!r}, which is none of the {self.n_classes} "
+                f"classes of the training data: {list(self.classes)[:10]}. Validation data must have known classes."
             )
-        return codes.astype(np.int64)
+        return codes.astype(np.int64) - 1
+
+    def _standardised(self, values: Any, y: Any) -> npt.NDArray[np.float32]:
+        try:
+            x = numbers(values)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"label {getattr(y, 'name', 'y')!r} was a number in fit and is none now: {error}. Convert it as it was."
+            ) from error
+        return ((x - self.mean) / self.scale).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -113,3 +166,9 @@ class Target:
         """Undo ``to_dict``."""
         classes = None if state["classes"] is None else np.array(state["classes"], dtype=state["dtype"])
         return cls(classes, state["mean"], state["scale"])
+
+
+def _python(value: Any) -> Any:
+    if isinstance(value, pa.Scalar):
+        return value.as_py()
+    return value.item() if isinstance(value, np.generic) else value

@@ -12,7 +12,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
-from daskdl.data.frame import Rows, as_frame, is_lazy, label_column, learn, read_rows
+from daskdl.data.frame import as_frame, is_lazy, label_column
+from daskdl.data.rows import Rows, learn, read_rows
 from daskdl.data.schema import Schema
 from daskdl.data.target import Target
 from daskdl.errors import DataError
@@ -51,15 +52,15 @@ class DaskEstimator(BaseEstimator):
 
     # -- fit --------------------------------------------------------------------------------------------------
 
-    def _read(self, X: Any, y: Any, client: Any, moments: bool) -> Rows:
+    def _read(self, X: Any, y: Any, client: Any, moments: bool, weight: str | None = None, kinds: Any = None) -> Rows:
         """Read and learn: sets ``schema_``, ``target_`` and scikit-learn's fitted attributes."""
         classes = isinstance(self, ClassifierMixin)
-        rows = read_rows(X, y, classes=classes, client=client, moments=moments)
+        rows = read_rows(X, y, classes=classes, client=client, moments=moments, weight=weight, kinds=kinds)
         name = y if isinstance(y, str) else getattr(y, "name", None)
-        self.schema_, self.target_ = learn(rows, name, classes=classes, missing=self.missing)
+        self.schema_, self.target_ = learn(rows, name, classes=classes, missing=self.missing, kinds=kinds)
         self.n_features_in_ = len(self.schema_.columns)
         self.__dict__.pop("feature_names_in_", None)
-        if hasattr(X, "columns") and all(isinstance(n, str) for n in self.schema_.names):
+        if (hasattr(X, "columns") or rows.source is not None) and all(isinstance(n, str) for n in self.schema_.names):
             self.feature_names_in_ = np.array(self.schema_.names, dtype=object)
         if classes:
             self.classes_ = self.target_.classes
@@ -70,7 +71,13 @@ class DaskEstimator(BaseEstimator):
             return None
         if not isinstance(validation_data, tuple) or len(validation_data) != 2:
             raise TypeError(f"validation_data must be (X, y), got {type(validation_data).__name__}")
-        rows = read_rows(*validation_data, classes=isinstance(self, ClassifierMixin), client=client, moments=False)
+        rows = read_rows(
+            *validation_data,
+            classes=isinstance(self, ClassifierMixin),
+            client=client,
+            moments=False,
+            kinds=getattr(self, "kinds", None),
+        )
         self.schema_.check(rows.stats)
         if not rows.n_rows:
             raise DataError("validation_data has no rows; there is nothing to validate on. Look at its filters.")

@@ -12,16 +12,18 @@ import pandas as pd
 import torch
 from torch import nn
 
-from daskdl.data.frame import encode_tensors
+from daskdl.data.arrays import Ragged
+from daskdl.data.batches import Transform
 from daskdl.data.schema import Missing, Schema
 from daskdl.errors import LossDiverged
 from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by
 from daskdl.estimators.tabular import TabularNet
 from daskdl.training.context import to_tensors
 from daskdl.training.fit import FitConfig, class_scores, fit_loop, make_optimizer
-from daskdl.training.train import Job, current_client, started
+from daskdl.training.train import Job, current_client, started, weight_column
 
-PREDICT_ROWS = 65_536  # rows per forward pass
+PREDICT_ROWS = 65_536  # rows per forward pass, at most
+PREDICT_BYTES = 64 * 2**20  # of their inputs
 
 Module = nn.Module | Callable[[Schema, int], nn.Module] | None
 
@@ -48,6 +50,14 @@ class _TorchEstimator(DaskEstimator):
         What happens to missing numbers, see ``Schema``.
     patience : int, optional
         With validation data: stop after so many epochs without a better ``val_loss``, and keep the best weights.
+    sampling : str, optional
+        ``"balanced"``: rows are used so that all classes come up alike. The name of a column of ``X``: in proportion
+        to its values; it is no feature. By default every row is used once per epoch.
+    kinds : dict, optional
+        How columns are read where it is not to be found out: ``{"photo": Image(224, 224), "zip": "category"}``, see
+        ``Schema.learn``.
+    transform : callable, optional
+        ``transform(arrays, keys)`` on every training batch, in the background of the ranks; see ``RankBatches``.
     num_workers : int, optional
         Ranks; all workers by default.
     seed : int
@@ -82,6 +92,9 @@ class _TorchEstimator(DaskEstimator):
         loss: Callable[..., Any] | None = None,
         missing: Missing = "impute",
         patience: int | None = None,
+        sampling: str | None = None,
+        kinds: dict[Any, Any] | None = None,
+        transform: Transform | None = None,
         num_workers: int | None = None,
         seed: int = 0,
         name: str | None = None,
@@ -96,6 +109,9 @@ class _TorchEstimator(DaskEstimator):
         self.loss = loss
         self.missing = missing
         self.patience = patience
+        self.sampling = sampling
+        self.kinds = kinds
+        self.transform = transform
         self.num_workers = num_workers
         self.seed = seed
         self.name = name
@@ -106,8 +122,9 @@ class _TorchEstimator(DaskEstimator):
 
         Parameters
         ----------
-        X : Dask, pandas or cudf DataFrame, or array of shape (n_rows, n_features)
-            A Dask frame is computed partition by partition on the workers.
+        X : Dask, pandas or cudf DataFrame, array of shape (n_rows, n_features), or Source
+            A Dask frame is computed partition by partition into the memory of the workers. A source, such as
+            ``daskdl.ParquetSource(path)``, is read from its files while training, whatever its size.
         y : Series of length n_rows, or str
             Labels, or the name of their column in ``X``.
         validation_data : tuple, optional
@@ -130,21 +147,29 @@ class _TorchEstimator(DaskEstimator):
         if self.patience is not None and validation_data is None:
             raise ValueError(f"patience={self.patience} needs validation_data=(X, y): it is what is waited for.")
         client = current_client()
-        rows = self._read(X, y, client, moments=True)
+        rows = self._read(X, y, client, moments=True, weight=weight_column(self.sampling), kinds=self.kinds)
         module = self._make_module()
         make_optimizer(config, module)  # refuses a wrong one before anything is launched
         validation = self._read_validation(validation_data, client)
-        job = Job(rows, self.schema_, self.target_, self.batch_size, self.epochs, self.seed, self.num_workers, client)
-        extra = None
-        if validation is not None:
-            blocks = validation.encode(encode_tensors, self.schema_, self.target_)
-            extra = [blocks[r :: job.world_size] for r in range(job.world_size)]
+        job = Job(
+            rows,
+            self.schema_,
+            self.target_,
+            self.batch_size,
+            self.epochs,
+            self.seed,
+            self.num_workers,
+            client,
+            validation,
+            self.sampling,
+            self.transform,
+        )
         title = self.name or str(getattr(self.module or TabularNet, "__name__", type(self.module).__name__))
         params = {k: v for k, v in self.get_params(deep=False).items() if k not in ("name", "verbose", "seed")}
         with started(title, type(self).__name__, params, job, self.verbose) as run:
             self.run_ = run
             try:
-                self.model_, _ = job.run(fit_loop, (module, config), run, extra)
+                self.model_, _ = job.run(fit_loop, (module, config), run)
             except LossDiverged as error:
                 module.load_state_dict(error.state or module.state_dict())
                 self.model_ = module.eval()
@@ -169,20 +194,19 @@ class _TorchEstimator(DaskEstimator):
         return module
 
     def _check_module(self, module: nn.Module) -> None:
-        inputs = [torch.zeros(2, self.schema_.n_numbers)]
-        if self.schema_.category_columns:
-            inputs.append(torch.zeros(2, len(self.schema_.category_columns), dtype=torch.int64))
-        took = " and ".join(f"{n} {tuple(x.shape)}" for n, x in zip(("numbers", "codes"), inputs, strict=False))
+        example = self.schema_.example(2)
+        took = " and ".join(f"{name} {x.shape}" for name, x in example.items())
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        inputs, _ = to_tensors(example, device)
         training = module.training
         try:
             with torch.no_grad():
-                output = module.eval()(*(x.to(device) for x in inputs))
+                output = module.eval()(*inputs)
         except Exception as error:
             raise ValueError(
                 f"module cannot take the inputs this data makes, {took} for two rows: {type(error).__name__}: {error}. "
-                "Size its first layer by schema.n_numbers and schema.cardinalities, or give a function "
-                "module(schema, n_outputs) that does."
+                "Take them in this order, and size the first layers by schema.n_numbers and schema.cardinalities, or "
+                "give a function module(schema, n_outputs) that does."
             ) from error
         module.train(training)
         n = self.target_.n_classes
@@ -219,13 +243,18 @@ class _TorchEstimator(DaskEstimator):
 @torch.no_grad()
 def _forward(model: nn.Module, schema: Schema, frame: pd.DataFrame) -> torch.Tensor:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    block: dict[str, Any] = {"numbers": schema.numbers(frame), "y": np.empty(0, dtype=np.float32)}
-    if schema.category_columns:
-        block["codes"] = schema.codes(frame)
-    inputs, _ = to_tensors(block, device)
+    block = schema.encode(frame)
     model = model.to(device).eval()
-    steps = range(0, len(frame), PREDICT_ROWS)
-    return torch.cat([model(*(x[i : i + PREDICT_ROWS] for x in inputs)) for i in steps]).cpu()
+    row_bytes = sum(x.nbytes for x in schema.example(1).values())  # decoded, and padded to the longest row
+    row_bytes += sum(
+        8 * int(x.lengths.max(initial=0)) * x.values[:1].size for x in block.values() if isinstance(x, Ragged)
+    )
+    rows = max(1, min(PREDICT_ROWS, PREDICT_BYTES // max(1, row_bytes)))
+    outputs = []
+    for i in range(0, len(frame), rows):
+        inputs, _ = to_tensors(schema.finish({name: x[i : i + rows] for name, x in block.items()}), device)
+        outputs.append(model(*inputs))
+    return torch.cat(outputs).cpu()
 
 
 @documented_by(_TorchEstimator)

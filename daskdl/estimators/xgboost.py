@@ -9,11 +9,12 @@ import numpy.typing as npt
 import pandas as pd
 from distributed import wait
 
-from daskdl.data.frame import encode_table
+from daskdl.data.rows import TableEncoder
 from daskdl.data.schema import Missing, Schema
 from daskdl.errors import DataError, MissingExtraError
 from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by
 from daskdl.execution import spmd
+from daskdl.preflight.facts import facts_of_rows
 from daskdl.training.train import current_client, started, unwrapped
 
 try:
@@ -26,7 +27,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from distributed import Client
 
-    from daskdl.data.frame import Rows
+    from daskdl.data.rows import Rows
     from daskdl.tracking.run import Run
 
 
@@ -196,7 +197,7 @@ class _Boost:
     def __init__(self, estimator: _XGBEstimator, rows: Rows, validation: Rows | None, client: Client | None) -> None:
         from daskdl.training.boost import BoostConfig
 
-        self.client, self.seed, self.n_rows = client, estimator.seed, rows.n_rows
+        self.client, self.seed, self.n_rows, self.notes = client, estimator.seed, rows.n_rows, rows.notes
         self.total_steps = estimator.n_estimators
         self.workers: list[str] = []
         filled = [n for n in rows.counts if n]
@@ -213,27 +214,28 @@ class _Boost:
                 f"num_workers={estimator.num_workers} needs a cluster, and there is no Dask client. Start one: "
                 "daskdl.connect()."
             )
+        self.facts = facts_of_rows(rows, self.workers)
         schema, target = estimator.schema_, estimator.target_
         self.config = BoostConfig(
             estimator._booster_params(validation is not None),
             estimator.n_estimators,
             estimator.early_stopping_rounds,
-            [str(n) for n in schema.names],
+            schema.feature_names,
             schema.feature_types,
             estimator.sketch_rows,
             rows.n_rows,
         )
-        homes = _homes(client, rows.pieces, self.workers)
+        homes = _homes(client, rows, self.workers)
         owners = balanced(rows.counts, homes, self.world_size)
         places = (lambda i: [self.workers[owners[i]]]) if self.workers else (lambda i: None)
-        blocks = rows.encode(encode_table, schema, target, places)
+        blocks = rows.encode(TableEncoder(schema, target, rows.label_name), places)
         self.blocks = [
             [b for b, o, n in zip(blocks, owners, rows.counts, strict=True) if o == r and n]
             for r in range(self.world_size)
         ]
         self.validation: list[list[Any]] = [[] for _ in range(self.world_size)]
         if validation is not None:
-            more = validation.encode(encode_table, schema, target)
+            more = validation.encode(TableEncoder(schema, target, validation.label_name))
             self.validation = [more[r :: self.world_size] or more[:1] for r in range(self.world_size)]
 
     @property
@@ -271,13 +273,13 @@ def boost_in_gang(config: Any, run: str, blocks: list[Any], validation: list[Any
     return boost_rank(config, run, log_event, True, blocks, validation)
 
 
-def _homes(client: Client | None, pieces: list[Any], workers: list[str]) -> list[int | None]:
-    """Rank whose worker already holds each piece."""
-    if client is None:
-        return [0] * len(pieces)
-    wait(pieces)
-    held = client.who_has(pieces)
-    return [next((workers.index(a) for a in held.get(p.key, ()) if a in workers), None) for p in pieces]
+def _homes(client: Client | None, rows: Rows, workers: list[str]) -> list[int | None]:
+    """Rank whose worker already holds each piece; rows of a source are on none."""
+    if client is None or rows.source is not None:
+        return [None] * len(rows.pieces)
+    wait(rows.pieces)
+    held = client.who_has(rows.pieces)
+    return [next((workers.index(a) for a in held.get(p.key, ()) if a in workers), None) for p in rows.pieces]
 
 
 def balanced(counts: list[int], homes: list[int | None], n_ranks: int) -> list[int]:
@@ -347,7 +349,7 @@ class XGBRegressor(DaskRegressor, _XGBEstimator):
 def _margins(model: xgboost.Booster, schema: Schema, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
     matrix = xgboost.DMatrix(
         schema.table(frame),
-        feature_names=[str(n) for n in schema.names],
+        feature_names=schema.feature_names,
         feature_types=schema.feature_types,
         enable_categorical=True,
     )

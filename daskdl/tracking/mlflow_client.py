@@ -63,8 +63,14 @@ def _import_client() -> type[MlflowClient]:
 def _client(db: str) -> MlflowClient:
     os.makedirs(os.path.dirname(db), exist_ok=True)
     with _exclusive(db):
-        client = _import_client()(tracking_uri=f"sqlite:///{db}")
-        client.search_experiments(max_results=1)  # makes the tables
+        is_new = not os.path.exists(db)
+        try:
+            client = _import_client()(tracking_uri=f"sqlite:///{db}")
+            client.search_experiments(max_results=1)  # makes the tables
+        except Exception:
+            if is_new and os.path.exists(db):
+                os.remove(db)  # with half of the tables every later attempt would fail over those that are there
+            raise
     return client
 
 

@@ -10,6 +10,7 @@ from typing import Any
 TOPIC = "daskdl"  # the Dask event topic every message travels on
 MAX_POINTS = 2_000  # per curve; two neighbours are merged into one when a curve grows past it
 MAX_EVENTS = 500
+MAX_USES = 5_000
 
 
 @dataclass
@@ -72,6 +73,7 @@ class RunRecord:
     epoch: float | None = None
     curves: dict[str, Curve] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
+    uses: list[tuple[int, int, int, int]] = field(default_factory=list)  # first step, stop, rows used, digest of them
     changes: int = 0  # messages applied; a watcher compares it with the number it drew last
 
     def apply(self, message: dict[str, Any]) -> None:
@@ -102,6 +104,13 @@ class RunRecord:
     def _on_event(self, m: dict[str, Any]) -> None:
         self.events.append({k: m.get(k) for k in ("time", "event", "text", "step")})
         del self.events[:-MAX_EVENTS]
+
+    def _on_audit(self, m: dict[str, Any]) -> None:
+        """Steps may be done again after a fault: then what they used before was lost with them."""
+        for first, stop, rows, digest in m["uses"]:
+            self.uses = [use for use in self.uses if use[1] <= first or use[0] >= stop]
+            self.uses.append((first, stop, rows, digest))
+        del self.uses[:-MAX_USES]
 
     def _on_end(self, m: dict[str, Any]) -> None:
         self.state, self.error, self.ended = m["state"], m.get("error"), m["time"]

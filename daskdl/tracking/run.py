@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import threading
 import time
@@ -53,6 +54,7 @@ class Run:
         self._feed: Feed | None = None
         self._store: Store | None = None
         self._from_workers = 0
+        self._order: Any = None
         self._changed = threading.Condition()
 
     @classmethod
@@ -122,7 +124,7 @@ class Run:
             return
         self._say("end", state=state, error=None if error is None else shorten(error, 2_000))
         if self._store is not None:
-            self._store.end(self.record)
+            self._store.end(self.record, self._files())
         if self._feed is not None:
             self._feed.flush()
 
@@ -230,6 +232,46 @@ class Run:
     def artifacts(self) -> list[str]:
         """List the artifacts by their path inside the folder."""
         return Folder(self.folder).names()
+
+    def remember_order(self, order: Any) -> None:
+        """Keep the sample order of the run, for :meth:`audit`."""
+        self._order = order
+
+    def _files(self) -> dict[str, bytes]:
+        if self._order is None:
+            return {}
+        from daskdl.data.audit import order_to_bytes
+
+        return {"order.npz": order_to_bytes(self._order), "uses.json": json.dumps(self.record.uses).encode()}
+
+    def audit(self) -> pd.DataFrame:
+        """Tell how often each row was used, as the ranks recorded it while they read.
+
+        Returns
+        -------
+        DataFrame
+            One row an epoch, ``epoch`` as the index: ``steps`` done, ``rows`` used, the ``min`` and ``max`` number of
+            times a row was used, the ``digest`` of which row stood where (16 hexadecimal digits, the same for any
+            number of ranks), and ``as_planned``: whether it is that of the sample order. An epoch that is not over has
+            rows used 0 times.
+
+        Raises
+        ------
+        ValueError
+            The run used no sample order: it was not a training of a network.
+        """
+        from daskdl.data.audit import audit_table, order_from_bytes
+
+        order, uses = self._order, self.record.uses
+        if order is None:
+            try:
+                with self.open("order.npz") as order_file, self.open("uses.json") as uses_file:
+                    order, uses = order_from_bytes(order_file.read()), [tuple(use) for use in json.load(uses_file)]
+            except FileNotFoundError:
+                raise ValueError(
+                    f"run {self.id} recorded no use of rows: trainings of networks do, and keep it when they end."
+                ) from None
+        return audit_table(order, uses)
 
     def plot(self, **options: Any) -> Any:
         """Draw the curves; see :func:`daskdl.plotting.plot_run`."""

@@ -30,6 +30,7 @@ class Pending:
     points: list[Point] = field(default_factory=list)
     events: list[dict[str, Any]] | None = None
     ended: dict[str, Any] | None = None
+    files: dict[str, bytes] | None = None
 
 
 class Store:
@@ -66,13 +67,13 @@ class Store:
         elif message["kind"] == "event":
             self._note(record.id, events=list(record.events))
 
-    def end(self, record: RunRecord) -> None:
-        """Note the end of a run, with the last and the extreme points, which thinning may have left out."""
+    def end(self, record: RunRecord, files: dict[str, bytes]) -> None:
+        """Note the end of a run: files of its folder, and the last and extreme points, which thinning may have left."""
         when = record.ended or time.time()
         marks = [(name, p) for name, c in record.curves.items() for p in (c.low, c.high, c.last) if p is not None]
         points = [(name, value, step, when) for name, (step, value) in marks]
         ended = {"state": record.state, "error": record.error, "time": when}
-        self._note(record.id, hurry=True, points=points, events=list(record.events), ended=ended)
+        self._note(record.id, hurry=True, points=points, events=list(record.events), ended=ended, files=files)
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until everything noted is written; False when ``timeout`` seconds did not suffice."""
@@ -115,6 +116,9 @@ class Store:
             with Folder(f"{self.root}/{run_id}").open("events.jsonl", "w") as file:
                 file.writelines(json.dumps(event) + "\n" for event in pending.events)
             pending.events = None
+        for name, data in (pending.files or {}).items():
+            with Folder(f"{self.root}/{run_id}").open(name, "wb") as file:
+                file.write(data)
         client = self.client()
         if pending.created is not None:
             if run_id not in self._mlflow_ids:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from daskdl.data.audit import MASK
 from daskdl.data.batches import Batch, RankBatches
 from daskdl.data.schema import Schema
 from daskdl.data.target import Target
@@ -21,6 +23,7 @@ from daskdl.execution import spmd
 from daskdl.training.gradients import Share, weighted_sum
 
 SEND_SECONDS = 0.2  # between two messages of rank 0
+NO_LABELS = np.empty(0, dtype=np.float32)
 POINTS_PER_RUN = 200  # at about so many steps of a run, ranks add up what they reported
 
 Send = Callable[[dict[str, Any]], None]
@@ -34,7 +37,10 @@ class TensorBatch:
     ----------
     inputs : tuple of tensor
         What a module takes: ``numbers`` of shape (n_rows, n_numbers), then, if the frame has categories, ``codes`` of
-        shape (n_rows, n_categories).
+        shape (n_rows, n_categories), int64; then the other columns in their order: arrays of shape (n_rows, *shape),
+        images as uint8 of shape (n_rows, channels, height, width), lists and tokens of shape (n_rows, longest of the
+        batch), each of these followed by the lengths of its rows, int64 of shape (n_rows,). A frame without numbers,
+        dates and categories has no ``numbers``.
     y : tensor of shape (n_rows,)
         Class numbers (int64), or standardised labels (float32).
     epoch, step : int
@@ -55,21 +61,26 @@ class TensorBatch:
 
     @property
     def x(self) -> torch.Tensor:
-        """The numbers, for a frame without categories."""
+        """The first input: the numbers, if there are any."""
         return self.inputs[0]
 
 
 def to_tensors(block: Any, device: torch.device) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Inputs and labels of a block on a device; codes become int64, as embeddings want them."""
+    """Inputs and labels of a finished block on a device, the inputs in the order of a ``TensorBatch``.
+
+    Signed integers, such as codes and tokens, become int64, as embeddings want them; uint8 stays, so that images take
+    a quarter of the way. The labels of a block without ``y`` are empty.
+    """
 
     def tensor(array: Any) -> torch.Tensor:
-        values = torch.from_numpy(np.ascontiguousarray(array))
-        return values.to(device, non_blocking=True)
+        # a view of a file's or a frame's memory is read-only, and a tensor of it could be written to
+        array = np.require(array, requirements=["C", "W"])
+        moved = torch.from_numpy(array).to(device, non_blocking=True)
+        return moved.long() if array.dtype.kind == "i" else moved
 
-    inputs = [tensor(block["numbers"])]
-    if "codes" in block:
-        inputs.append(tensor(block["codes"]).long())
-    return tuple(inputs), tensor(block["y"])
+    first = [name for name in ("numbers", "codes") if name in block]
+    others = [name for name in block if name not in ("numbers", "codes", "y")]
+    return tuple(tensor(block[name]) for name in first + others), tensor(block.get("y", NO_LABELS))
 
 
 class Context:
@@ -87,18 +98,26 @@ class Context:
     """
 
     def __init__(
-        self, rank: int, world_size: int, batches: RankBatches, schema: Schema, target: Target, run: str, send: Send
+        self,
+        rank: int,
+        world_size: int,
+        batches: Sequence[RankBatches],
+        schema: Schema,
+        target: Target,
+        run: str,
+        send: Send,
     ) -> None:
         self.rank, self.world_size = rank, world_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.schema, self.target = schema, target
-        self._batches = batches
+        self._batches = batches[0]
+        self._validation = batches[1] if len(batches) > 1 else None
         self._kept: dict[str, Any] = {}
         self._share = Share()
         self._stopped = False
         self._report = _Report(self, run, send)
         self._good: tuple[int, dict[str, Any]] = (0, {})
-        self.step = batches.next_step
+        self.step = self._batches.next_step
 
     # -- model ------------------------------------------------------------------------------------------------
 
@@ -125,7 +144,7 @@ class Context:
     @property
     def total_steps(self) -> int:
         """Global batches of the whole training."""
-        return self._batches.epochs * self._batches.order.steps_per_epoch
+        return self._batches.total_steps
 
     @property
     def batches(self) -> Iterator[TensorBatch]:
@@ -143,6 +162,20 @@ class Context:
             if self._stopped:
                 break
         self._report.flush()
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation rows."""
+        return self._validation is not None
+
+    @property
+    def validation_batches(self) -> Iterator[TensorBatch]:
+        """This rank's part of the validation rows, once; ranks may get different numbers of rows, not of batches."""
+        if self._validation is None:
+            raise ValueError("there are no validation rows: fit was called without validation_data")
+        self._validation.next_step = 0
+        for batch in self._validation:
+            yield self._tensors(batch, None, False)
 
     def _tensors(self, batch: Batch, previous: TensorBatch | None, last_of_epoch: bool) -> TensorBatch:
         if batch.n_rows == 0 and previous is not None:
@@ -222,14 +255,25 @@ def to_cpu(state: Any) -> Any:
     return state
 
 
+class _Step(NamedTuple):
+    """What a rank said of one step."""
+
+    step: int
+    n_rows: int
+    n_global: int
+    values: dict[str, torch.Tensor]
+    digest: int
+    epoch: int
+
+
 class _Report:
     """Collects what a rank reports, adds it up over ranks now and then, and sends it as messages of rank 0."""
 
     def __init__(self, context: Context, run: str, send: Send) -> None:
         self.context, self.run, self.send = context, run, send
-        self.every = max(1, context._batches.epochs * context._batches.order.steps_per_epoch // POINTS_PER_RUN)
+        self.every = max(1, context.total_steps // POINTS_PER_RUN)
         self.now: dict[str, torch.Tensor] = {}
-        self.rows: list[tuple[int, int, int, dict[str, torch.Tensor]]] = []  # step, rows, global rows, values
+        self.rows: list[_Step] = []
         self.points: list[list[Any]] = []
         self.sent = 0
         self.sent_at = self.added_at = time.monotonic()
@@ -245,7 +289,7 @@ class _Report:
             self.now["train_loss" if name == "loss" else name] = tensor.reshape(()).double()
 
     def close_step(self, batch: Batch) -> None:
-        self.rows.append((batch.step, batch.n_rows, batch.n_global, self.now))
+        self.rows.append(_Step(batch.step, batch.n_rows, batch.n_global, self.now, batch.digest, batch.epoch))
         self.now = {}
         if len(self.rows) >= self.every:
             self.flush(batch.epoch + 1)
@@ -253,12 +297,14 @@ class _Report:
     def flush(self, epoch: float | None = None) -> None:
         """Add up over ranks the steps since the last time; every rank gets here at the same step."""
         rows, self.rows = self.rows, []
-        names = sorted(rows[-1][3]) if rows else []
+        names = sorted(rows[-1].values) if rows else []
+        if rows:
+            self._audit(rows)
         if names:
             means = self._means(rows, names)
-            for (step, *_), values in zip(rows, means, strict=True):
-                self.points.append([step + 1, dict(zip(names, values, strict=True))])
-            losses = [(step, v[names.index("train_loss")]) for (step, *_), v in zip(rows, means, strict=True)
+            for one, values in zip(rows, means, strict=True):
+                self.points.append([one.step + 1, dict(zip(names, values, strict=True))])
+            losses = [(one.step, v[names.index("train_loss")]) for one, v in zip(rows, means, strict=True)
                       if "train_loss" in names]  # fmt: skip
             bad = next(((step, loss) for step, loss in losses if not math.isfinite(loss)), None)
             if bad is not None:
@@ -267,19 +313,33 @@ class _Report:
             self.context.remember_good()
         if rows:
             now = time.monotonic()
-            self._add_point(rows[-1][0] + 1, "rows_per_s", sum(r[2] for r in rows) / max(now - self.added_at, 1e-9))
+            rate = sum(one.n_global for one in rows) / max(now - self.added_at, 1e-9)
+            self._add_point(rows[-1].step + 1, "rows_per_s", rate)
             self.added_at = now
         if self.points and (time.monotonic() - self.sent_at > SEND_SECONDS or epoch is None):
             self._send_points(epoch)
 
-    def _means(self, rows: list[Any], names: list[str]) -> list[list[float]]:
+    def _audit(self, rows: list[_Step]) -> None:
+        """Add up what all ranks used in these steps, epoch by epoch; integers wrap around, as the digest does."""
+        parts = [list(steps) for _, steps in groupby(rows, key=lambda one: one.epoch)]
+        mine = [(sum(one.digest for one in part) & MASK, sum(one.n_rows for one in part)) for part in parts]
+        sums = torch.tensor([[digest - (digest >> 63 << 64), n] for digest, n in mine], device=self.context.device)
+        if self.context.world_size > 1:
+            dist.all_reduce(sums)
+        uses = [
+            (part[0].step, part[-1].step + 1, n, digest & MASK)
+            for part, (digest, n) in zip(parts, sums.tolist(), strict=True)
+        ]
+        self.message("audit", uses=uses)
+
+    def _means(self, rows: list[_Step], names: list[str]) -> list[list[float]]:
         """Mean of each value over the rows of all ranks, step by step: one all-reduce for all steps."""
         zero = torch.zeros((), dtype=torch.float64, device=self.context.device)
-        sums = [[values.get(k, zero) * n if n else zero for k in names] for _, n, _, values in rows]
+        sums = [[one.values.get(k, zero) * one.n_rows if one.n_rows else zero for k in names] for one in rows]
         table = torch.stack([torch.stack([v.to(self.context.device) for v in line]) for line in sums])
         if self.context.world_size > 1:
             dist.all_reduce(table)
-        totals = torch.tensor([[n] for _, _, n, _ in rows], dtype=torch.float64)
+        totals = torch.tensor([[one.n_global] for one in rows], dtype=torch.float64)
         return [[float(v) for v in line] for line in table.cpu() / totals]
 
     def _add_point(self, step: int, name: str, value: float) -> None:

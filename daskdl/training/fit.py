@@ -11,10 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from daskdl.data.target import Target
-from daskdl.training.context import Context, to_cpu, to_tensors
+from daskdl.training.context import Context, to_cpu
 
 AUC_BINS = 4096
-VALIDATION_ROWS = 8192  # rows per forward pass
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -55,8 +54,8 @@ def default_loss(output: torch.Tensor, y: torch.Tensor, target: Target) -> torch
     return F.cross_entropy(output, y)
 
 
-def fit_loop(context: Context, module: nn.Module, config: FitConfig, validation: list[Any] | None = None) -> nn.Module:
-    """Train a module for all its batches; with validation blocks, evaluate after every epoch and keep the best."""
+def fit_loop(context: Context, module: nn.Module, config: FitConfig) -> nn.Module:
+    """Train a module for all its batches; with validation rows, evaluate after every epoch and keep the best."""
     model = context.prepare(module)
     optimizer = make_optimizer(config, model)
     context.keep(optimizer=optimizer)
@@ -70,8 +69,8 @@ def fit_loop(context: Context, module: nn.Module, config: FitConfig, validation:
         loss.backward()
         optimizer.step()
         context.report(loss=loss)
-        if validation is not None and batch.last_of_epoch:
-            values = evaluate(context, module, config, validation)
+        if context.has_validation and batch.last_of_epoch:
+            values = evaluate(context, module, config)
             context.log(**values)
             if best.is_over(values["val_loss"], module, batch.epoch):
                 context.event("early_stop", f"val_loss {best.loss:.5f} is the best of epoch {best.epoch + 1}")
@@ -97,16 +96,14 @@ class _Best:
 
 
 @torch.no_grad()
-def evaluate(context: Context, module: nn.Module, config: FitConfig, blocks: list[Any]) -> dict[str, float]:
+def evaluate(context: Context, module: nn.Module, config: FitConfig) -> dict[str, float]:
     """Loss and accuracy (and, for two classes, AUC) over the validation rows of all ranks."""
     target = context.target
     module.eval()
     sums = torch.zeros(3 + 2 * AUC_BINS, dtype=torch.float64, device=context.device)  # rows, loss, hits, histograms
-    for block in blocks:
-        inputs, labels = to_tensors(block, context.device)
-        for i in range(0, len(labels), VALIDATION_ROWS):
-            y = labels[i : i + VALIDATION_ROWS]
-            output = module(*(x[i : i + VALIDATION_ROWS] for x in inputs))
+    for batch in context.validation_batches:
+        if batch.n_rows:
+            y, output = batch.y, module(*batch.inputs)
             loss = config.loss(output, y) if config.loss else default_loss(output, y, target)
             sums[0] += len(y)
             sums[1] += loss.double() * len(y)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from distributed import Client, get_worker
 
-from daskdl.data.batches import RankBatches
-from daskdl.data.frame import Rows, encode_tensors, learn, owner_of_pieces, read_rows
+from daskdl.data.batches import RankBatches, Transform
 from daskdl.data.order import SampleOrder
-from daskdl.data.schema import Missing, Schema
+from daskdl.data.reading import Reader, open_reader
+from daskdl.data.rows import Rows, TensorEncoder, learn, read_rows
+from daskdl.data.schema import Kinds, Missing, Schema
+from daskdl.data.shards import Sampling, Shards
 from daskdl.data.target import Target
 from daskdl.errors import DataError, RankFailed
 from daskdl.execution import spmd
+from daskdl.preflight.facts import facts_of_rows
+from daskdl.preflight.findings import worth_saying
 from daskdl.tracking.record import TOPIC
 from daskdl.tracking.run import Run
+
+VALIDATION_ROWS = 8192  # per rank and forward pass
 
 
 @dataclass(frozen=True)
@@ -63,21 +69,26 @@ def train(
     seed: int = 0,
     classes: bool = True,
     missing: Missing = "impute",
+    sampling: str | None = None,
+    kinds: Kinds | None = None,
+    transform: Transform | None = None,
     name: str | None = None,
     verbose: int = 1,
     client: Client | None = None,
 ) -> Result:
     """Run your own PyTorch training loop data-parallel on Dask workers.
 
-    Rows are read into worker memory, encoded by a ``Schema`` and given out in the sample order: every global batch is
-    the same set of rows for any number of workers.
+    Rows of a frame are read into worker memory, those of a source are read from its files while training. They are
+    encoded by a ``Schema`` and given out in the sample order: every global batch is the same set of rows for any number
+    of workers.
 
     Parameters
     ----------
     loop : callable
         Called as ``loop(context, *args)`` in every rank. See ``Context``.
     data : tuple
-        ``(X, y)``: a frame and a Series, or a frame and the name of its label column.
+        ``(X, y)``: a frame and a Series, or a frame or a source such as ``daskdl.ParquetSource`` and the name of its
+        label column.
     *args
         Passed on to the loop.
     num_workers : int, optional
@@ -90,6 +101,13 @@ def train(
     classes : bool
         Whether the label is a class (or a number to regress on).
     missing : {"impute", "indicator", "refuse"}
+    sampling : str, optional
+        ``"balanced"``: rows are used so that all classes come up alike. The name of a column: in proportion to its
+        values; it is no feature. By default every row is used once per epoch.
+    kinds : dict, optional
+        How columns are read where it is not to be found out; see ``Schema.learn``.
+    transform : callable, optional
+        ``transform(arrays, keys)`` on every training batch, in the background of the ranks; see ``RankBatches``.
     name : str, optional
         Of the run.
     verbose : int
@@ -126,13 +144,39 @@ def train(
     if not isinstance(data, tuple) or len(data) != 2:
         raise TypeError(f"data must be (X, y), got {type(data).__name__}; for example (df[features], df['label'])")
     client = current_client(client)
-    rows = read_rows(*data, classes=classes, client=client)
-    schema, target = learn(rows, getattr(data[1], "name", data[1]), classes=classes, missing=missing)
-    job = Job(rows, schema, target, batch_size, epochs, seed, num_workers, client)
+    rows = read_rows(*data, classes=classes, client=client, weight=weight_column(sampling), kinds=kinds)
+    schema, target = learn(rows, getattr(data[1], "name", data[1]), classes=classes, missing=missing, kinds=kinds)
+    job = Job(
+        rows, schema, target, batch_size, epochs, seed, num_workers, client, sampling=sampling, transform=transform
+    )
     params = {"batch_size": batch_size, "epochs": epochs, "missing": missing}
     with started(name or str(getattr(loop, "__name__", "loop")), "train", params, job, verbose) as run:
         value, state = job.run(loop, args, run)
     return Result(value, state, schema, target, run)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What every rank is told of its data; each gets a reader besides.
+
+    Attributes
+    ----------
+    order, validation_order : SampleOrder
+    epochs : int
+    """
+
+    order: SampleOrder
+    epochs: int
+    schema: Schema
+    target: Target
+    run: str
+    validation_order: SampleOrder | None = None
+    transform: Transform | None = None
+
+
+def weight_column(sampling: str | None) -> str | None:
+    """Name of the column of weights that ``sampling`` asks for, if it does."""
+    return None if sampling in (None, "balanced") else sampling
 
 
 class Job:
@@ -148,6 +192,9 @@ class Job:
         seed: int,
         num_workers: int | None,
         client: Client | None,
+        validation: Rows | None = None,
+        sampling: str | None = None,
+        transform: Transform | None = None,
     ) -> None:
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
@@ -156,15 +203,21 @@ class Job:
                 f"num_workers={num_workers} needs a cluster, and there is no Dask client. Start one: daskdl.connect()."
             )
         self.client, self.schema, self.target, self.seed = client, schema, target, seed
-        self.n_rows = rows.n_rows
+        self.n_rows, self.notes, self.transform = rows.n_rows, rows.notes, transform
         self.workers = self._choose(num_workers, min(batch_size, rows.n_rows))
-        self.order = SampleOrder(rows.counts, batch_size, seed)
+        self.facts = facts_of_rows(rows, self.workers, batch_size)
+        picks = Sampling.of(rows, target, seed) if sampling else None
+        counts = picks.picks if picks else rows.counts
+        self.order = SampleOrder(counts, batch_size, seed, **rows.layout(batch_size))
         self.epochs = epochs
-        self._groups = [self.order.groups_of(r, self.world_size) for r in range(self.world_size)]
-        owners = owner_of_pieces(rows.counts, self._groups)
-        self._blocks = rows.encode(
-            encode_tensors, schema, target, lambda i: [self.workers[owners[i]]] if self.workers else None
-        )
+        encoder = TensorEncoder(schema, target, rows.label_name, rows.weight_name)
+        self._shards = [Shards(rows, encoder, self.order, epochs, self.workers, picks)]
+        self._validation_order = None
+        if validation is not None:
+            size = min(validation.n_rows, VALIDATION_ROWS * self.world_size)
+            self._validation_order = SampleOrder(validation.counts, size, seed, **validation.layout(size))
+            encoder = TensorEncoder(schema, target, validation.label_name)
+            self._shards.append(Shards(validation, encoder, self._validation_order, 0, self.workers))
 
     def _choose(self, num_workers: int | None, most: int) -> list[str]:
         """Workers of the gang; without a word of the user no more than there are rows in a batch."""
@@ -188,31 +241,26 @@ class Job:
         """Global batches of the whole training."""
         return self.epochs * self.order.steps_per_epoch
 
-    def run(
-        self, loop: Callable[..., Any], args: tuple[Any, ...], run: Run, extra: list[list[Any]] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Launch the loop on all ranks; return what it returned on rank 0, and the state it kept.
-
-        ``extra`` gives each rank further blocks (validation data), passed to the loop as a list after ``args``.
-        """
-        order = (self.order, self.epochs, self.schema, self.target, run.id)
-        blocks = [{g: self._blocks[g] for g in groups} for groups in self._groups]
-        rest = [(mine,) for mine in extra] if extra is not None else [()] * self.world_size
-        if self.client is None:
-            answers = [rank_main(loop, order, args, run.receive, blocks[0], *rest[0])]
-        else:
-            answers = unwrapped(
-                spmd.run,
-                rank_main,
-                loop,
-                order,
-                args,
-                None,
-                rank_args=[(b, *r) for b, r in zip(blocks, rest, strict=True)],
-                workers=self.workers,
-                client=self.client,
-            )
-        self._blocks = []
+    def run(self, loop: Callable[..., Any], args: tuple[Any, ...], run: Run) -> tuple[Any, dict[str, Any]]:
+        """Launch the loop on all ranks; return what it returned on rank 0, and the state it kept."""
+        run.remember_order(self.order)
+        feed = Feed(self.order, self.epochs, self.schema, self.target, run.id, self._validation_order, self.transform)
+        with ExitStack() as stack:
+            readers = [stack.enter_context(shards).readers() for shards in self._shards]
+            if self.client is None:
+                answers = [rank_main(loop, feed, args, run.receive, *(mine[0] for mine in readers))]
+            else:
+                answers = unwrapped(
+                    spmd.run,
+                    rank_main,
+                    loop,
+                    feed,
+                    args,
+                    None,
+                    rank_args=list(zip(*readers, strict=True)),
+                    workers=self.workers,
+                    client=self.client,
+                )
         value, state, n_messages = answers[0]
         run.wait_for_messages(n_messages)
         return value, state
@@ -232,11 +280,10 @@ def unwrapped(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def rank_main(
     loop: Callable[..., Any],
-    order: tuple[SampleOrder, int, Schema, Target, str],
+    feed: Feed,
     args: tuple[Any, ...],
     send: Callable[[dict[str, Any]], None] | None,
-    blocks: dict[int, Any],
-    *rest: Any,
+    *readers: Reader,
 ) -> tuple[Any, dict[str, Any], int]:
     """What a rank does: make its context, run the loop, hand back rank 0's answer."""
     import torch
@@ -245,12 +292,20 @@ def rank_main(
     from daskdl.training.context import Context
 
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if send is None else (0, 1)
-    sample_order, epochs, schema, target, run = order
-    batches = RankBatches(sample_order, blocks, rank, world_size, epochs)
+    orders = (feed.order, feed.validation_order)
+    batches = [
+        RankBatches(
+            order, open_reader(reader), rank, world_size, epochs, finish=feed.schema.finish, transform=transform
+        )
+        for order, reader, epochs, transform in zip(
+            orders, readers, (feed.epochs, 1), (feed.transform, None), strict=False
+        )
+        if order is not None
+    ]
     with torch.random.fork_rng():
-        torch.manual_seed(sample_order.seed * 1_000_003 + rank)
-        context = Context(rank, world_size, batches, schema, target, run, send or log_event)
-        value = loop(context, *args, *rest)
+        torch.manual_seed(feed.order.seed * 1_000_003 + rank)
+        context = Context(rank, world_size, batches, feed.schema, feed.target, feed.run, send or log_event)
+        value = loop(context, *args)
     if rank != 0:
         return None, {}, 0
     return plain_value(value), context.state(), context.n_messages
@@ -290,5 +345,16 @@ def started(name: str, algorithm: str, params: dict[str, Any], job: Any, verbose
     )
     began = time.perf_counter()
     with live(run, verbose=verbose), run:
+        for note in job.notes:
+            run.event("note", note)
+        _say_findings(run, job, verbose)
         yield run
         run.event("note", f"{job.n_rows:,} rows, {time.perf_counter() - began:.1f} s")
+
+
+def _say_findings(run: Run, job: Any, verbose: int) -> None:
+    """Record what is worth saying of the data and the workers; it is known already, so nothing is computed."""
+    for finding in worth_saying(job.facts):
+        run.event("check", finding.line)
+        if verbose > 0:
+            print(finding.line)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from daskdl.data.batches import RankBatches
 from daskdl.data.order import SampleOrder
+from daskdl.data.reading import Blocks
 
 
 def make_blocks(counts: list[int]) -> dict[int, dict[str, np.ndarray]]:
@@ -31,7 +32,7 @@ def test_batches_are_the_rows_of_the_order(counts: list[int], batch: int, world:
     blocks = make_blocks(counts)
     for rank in range(world):
         mine = {g: blocks[g] for g in order.groups_of(rank, world)}
-        found = list(RankBatches(order, mine, rank, world, epochs=2))
+        found = list(RankBatches(order, Blocks(mine), rank, world, epochs=2))
         assert len(found) == 2 * order.steps_per_epoch
         for i, one in enumerate(found):
             epoch, step = divmod(i, order.steps_per_epoch)
@@ -45,16 +46,16 @@ def test_batches_are_the_rows_of_the_order(counts: list[int], batch: int, world:
 def test_resuming_anywhere_repeats_and_loses_nothing(stop: int) -> None:
     counts = [30, 0, 33]
     order = SampleOrder(counts, 8, seed=2)
-    whole = [b.arrays["row"].tolist() for b in RankBatches(order, make_blocks(counts), 1, 2, epochs=2)]
-    first = RankBatches(order, make_blocks(counts), 1, 2, epochs=2)
+    whole = [b.arrays["row"].tolist() for b in RankBatches(order, Blocks(make_blocks(counts)), 1, 2, epochs=2)]
+    first = RankBatches(order, Blocks(make_blocks(counts)), 1, 2, epochs=2)
     seen = [b.arrays["row"].tolist() for _, b in zip(range(stop), first, strict=False)]
-    second = RankBatches(order, make_blocks(counts), 1, 2, epochs=2)
+    second = RankBatches(order, Blocks(make_blocks(counts)), 1, 2, epochs=2)
     second.load_state_dict(first.state_dict())
     assert len(second) == len(whole) - stop
     assert seen + [b.arrays["row"].tolist() for b in second] == whole
 
 
 def test_a_place_of_another_seed_is_refused() -> None:
-    batches = RankBatches(SampleOrder([4], 2, seed=1), make_blocks([4]), 0, 1, epochs=1)
+    batches = RankBatches(SampleOrder([4], 2, seed=1), Blocks(make_blocks([4])), 0, 1, epochs=1)
     with pytest.raises(ValueError, match="belongs to seed 2, the batches have seed 1"):
         batches.load_state_dict({"step": 1, "seed": 2})

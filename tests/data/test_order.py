@@ -41,10 +41,10 @@ def test_every_row_is_used_once_per_epoch(order: SampleOrder, epoch: int) -> Non
 def test_any_number_of_ranks_reads_the_same_batches(order: SampleOrder, world_size: int) -> None:
     for step in range(order.steps_per_epoch)[:3]:
         slices = [order.slices(step, rank, world_size) for rank in range(world_size)]
-        sizes = [sum(stop - first for _, first, stop in mine) for mine in slices]
+        sizes = [sum(cut.stop - cut.first for cut in mine) for mine in slices]
         assert max(sizes) - min(sizes) <= 1
-        flat = [(lane, i) for mine in slices for lane, first, stop in mine for i in range(first, stop)]
-        whole = [(lane, i) for lane, first, stop in order.slices(step) for i in range(first, stop)]
+        flat = [(cut.lane, i) for mine in slices for cut in mine for i in range(cut.first, cut.stop)]
+        whole = [(cut.lane, i) for cut in order.slices(step) for i in range(cut.first, cut.stop)]
         assert flat == whole
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskdl.data.schema import MAX_CATEGORIES, Schema, describe
+from daskdl.data.schema import MAX_CATEGORIES, Schema, Text, describe
 from daskdl.errors import DataError
+from daskdl.estimators.tabular import TabularNet
+from daskdl.training.context import to_tensors
 
 FRAME = pd.DataFrame(
     {
@@ -75,6 +80,104 @@ def test_a_schema_survives_json_and_encodes_the_same() -> None:
     assert np.array_equal(again.codes(FRAME), schema.codes(FRAME))
 
 
+OLD = {  # as the first version wrote it
+    "missing": "indicator",
+    "columns": [
+        {"name": "x", "kind": "number", "mean": 2.0, "scale": 0.5, "n_missing": 1, "categories": []},
+        {"name": "city", "kind": "category", "mean": 0.0, "scale": 1.0, "n_missing": 0, "categories": ["Rome", "Oslo"]},
+    ],
+}
+
+
+def test_a_schema_of_the_first_version_still_loads() -> None:
+    schema = Schema.from_dict(OLD)
+    frame = pd.DataFrame({"x": [3.0, None], "city": ["Oslo", "Rome"]})
+    assert schema.numbers(frame).tolist() == [[2, 0], [0, 1]]
+    assert schema.codes(frame).tolist() == [[2], [1]]
+    with pytest.raises(ValueError, match="saved in format 3, this daskdl reads up to 2"):
+        Schema.from_dict({**OLD, "format": 3})
+
+
+def test_trees_get_dates_and_arrays_as_plain_columns() -> None:
+    frame = pd.DataFrame(
+        {
+            "x": [1.0, None],
+            "when": pd.to_datetime(["2024-03-01 06:00", None]),
+            "city": ["Oslo", "Rome"],
+            "v": [np.array([1, 2], dtype=np.int8), None],
+        },
+        index=[7, 8],
+    )
+    schema = Schema.learn(frame)
+    when = ["when_days", "when_hour", "when_weekday", "when_day_of_year"]
+    assert schema.feature_names == ["x", *when, "city", "v_0", "v_1"]
+    assert schema.feature_types == ["q"] * 5 + ["c"] + ["q"] * 2
+    for chunk in (frame, pa.Table.from_pandas(frame)):
+        table = schema.table(chunk)
+        assert list(table) == schema.feature_names
+        assert (table.dtypes == np.float32).all()
+        assert table.iloc[0].tolist() == [1, 19_783, 6, 4, 60, 0, 1, 2]
+        assert table.iloc[1].isna().tolist() == [True] * 5 + [False] + [True] * 2
+    assert schema.table(frame).index.tolist() == [7, 8]
+
+
+@pytest.mark.parametrize(
+    "column, kind, message",
+    [
+        ([[1], [2, 3]], None, "column 'c' is a list of any length, which trees cannot read: .* TorchClassifier"),
+        (["a", "b"], Text(), "column 'c' is a text, which trees cannot read"),
+        ([np.zeros(5_000)] * 2, None, "column 'c' holds arrays of 5,000 numbers, .* at most 4,096"),
+    ],
+)
+def test_what_trees_cannot_read_is_named(column: list, kind: Any, message: str) -> None:
+    frame = pd.DataFrame({"c": column})
+    schema = Schema.learn(frame, kinds={"c": kind} if kind else None)
+    for ask in (lambda: schema.feature_types, lambda: schema.feature_names, lambda: schema.table(frame)):
+        with pytest.raises(DataError, match=message):
+            ask()
+
+
+def test_features_of_the_same_name_are_refused_for_trees() -> None:
+    schema = Schema.learn(pd.DataFrame({"v": [[1, 2], [3, 4]], "v_1": [0, 1]}))
+    with pytest.raises(DataError, match=r"features of the same name: \['v_1'\]"):
+        _ = schema.feature_names
+
+
+def test_a_schema_knows_its_columns_by_name() -> None:
+    schema = Schema.learn(FRAME)
+    assert schema["city"].categories == ("Rome", "Oslo")
+    with pytest.raises(KeyError, match="no column 'town'"):
+        schema["town"]
+
+
+def test_tensors_come_in_order_and_in_types_a_module_takes() -> None:
+    table = pa.table({"l": [[1, 2], [3]], "c": ["a", "b"], "v": pa.array([[1, 2], [3, 4]], pa.list_(pa.uint8(), 2))})
+    schema = Schema.learn(table)
+    block = schema.finish(schema.encode(table))
+    inputs, y = to_tensors(block, torch.device("cpu"))
+    shapes = [(2, 0), (2, 1), (2, 2), (2,), (2, 2)]
+    assert [tuple(x.shape) for x in inputs] == shapes  # numbers, codes, l, its length, v
+    assert [x.dtype for x in inputs] == [torch.float32, torch.int64, torch.int64, torch.int64, torch.uint8]
+    assert len(y) == 0
+    inputs[-1].zero_()  # what is read from a file may be written to, and the file's memory is not
+    assert table["v"].to_pylist() == [[1, 2], [3, 4]]
+    example, _ = to_tensors(schema.example(2), torch.device("cpu"))
+    assert [x.dtype for x in example] == [x.dtype for x in inputs]
+    _, labels = to_tensors({**block, "y": np.array([1, 2])}, torch.device("cpu"))
+    assert labels.tolist() == [1, 2]
+
+
+def test_the_default_network_takes_arrays_and_refuses_what_needs_a_module_of_its_own() -> None:
+    frame = pd.DataFrame({"x": [1.0, 2.0], "c": ["a", "b"], "v": [np.ones((2, 3)), np.zeros((2, 3))]})
+    for columns in (["x", "c", "v"], ["v"], ["c", "v"]):
+        schema = Schema.learn(frame[columns])
+        inputs, _ = to_tensors(schema.finish(schema.encode(frame)), torch.device("cpu"))
+        assert TabularNet(schema, 3)(*inputs).shape == (2, 3)
+    lists = Schema.learn(pd.DataFrame({"x": [1.0, 2.0], "l": [[1], [2, 3]]}))
+    with pytest.raises(DataError, match=r"column 'l' is a list of any length. Pass a module .* l int64 \(2, 16\)"):
+        TabularNet(lists, 1)
+
+
 def test_a_constant_column_does_not_divide_by_zero() -> None:
     frame = pd.DataFrame({"x": [5.0, 5.0]})
     assert Schema.learn(frame).numbers(frame).tolist() == [[0.0], [0.0]]
@@ -89,7 +192,7 @@ def test_it_shows_itself_as_text_and_escaped_html() -> None:
 @pytest.mark.parametrize(
     "frame, missing, message",
     [
-        ({"when": pd.to_datetime(["2026-01-01"])}, "impute", r"column 'when' has dtype datetime64.*df.date.dt.month"),
+        ({"when": pd.period_range("2026", periods=2)}, "impute", r"column 'when' has dtype period.*must be a number"),
         ({"z": [1 + 2j]}, "impute", "Complex data not supported: column 'z'"),
         (
             {"tags": [["a", "b"], ["c"]]},
@@ -98,7 +201,11 @@ def test_it_shows_itself_as_text_and_escaped_html() -> None:
         ),
         ({"x": [1.0, np.inf]}, "impute", r"column 'x' holds 1 infinite values \(inf\) in 2 rows"),
         ({"x": [1.0, None]}, "refuse", r"column 'x' has 1 missing values \(NaN\) in 2 rows and missing='refuse'"),
-        ({"id": [str(i) for i in range(MAX_CATEGORIES + 1)]}, "impute", "column 'id' has 10,001 different values"),
+        (
+            {"id": [str(i) for i in range(MAX_CATEGORIES + 1)]},
+            "impute",
+            "column 'id' has 10,001 different values .* Text",
+        ),
     ],
 )
 def test_columns_nothing_can_be_learned_from_are_named(frame: dict, missing: str, message: str) -> None:

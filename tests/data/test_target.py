@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from daskdl.data.target import Target, describe_target
@@ -54,3 +55,37 @@ def test_labels_nothing_can_be_learned_from_are_named(values: list, classes: boo
 def test_a_class_that_training_did_not_have_is_named() -> None:
     with pytest.raises(DataError, match="label 'y' holds 'maybe', which is none of the 2 classes"):
         learn(["no", "yes"]).encode(pd.Series(["no", "maybe"], name="y"))
+
+
+@pytest.mark.parametrize(
+    "values", [["no", "yes", "no"], [3, 7, 3], [False, True, False], [0.0, 1.0, 0.0], [0.1, 2.5, 1.0]]
+)
+def test_arrow_labels_become_what_pandas_labels_do(values: list) -> None:
+    classes = 0.1 not in values
+    target = learn(values, classes)
+    wanted = target.encode(pd.Series(values))
+    for column in (pa.array(values), pa.chunked_array([values[:1], values[1:]])):
+        assert describe_target(column, classes) == describe_target(pd.Series(values), classes)
+        found = target.encode(column)
+        assert found.dtype == wanted.dtype and found.tolist() == wanted.tolist()
+    assert target.encode(pa.array(values)[:0]).dtype == wanted.dtype
+
+
+def test_classes_are_the_same_in_another_type_of_numbers() -> None:
+    target = learn([0, 1, 2])
+    for y in (
+        pd.Series([2.0, 0.0]),
+        pa.array([2, 0], pa.int8()),
+        pd.Series([2, 0], dtype="category"),
+        pa.array([2.0, 0]),
+    ):
+        assert target.encode(y).tolist() == [2, 0]
+
+
+def test_wrong_arrow_labels_are_named() -> None:
+    with pytest.raises(DataError, match="label 'y' holds 'maybe', which is none of the 2 classes"):
+        learn(["no", "yes"]).encode(pa.array(["no", "maybe"]))
+    with pytest.raises(DataError, match="label 'y' holds None, which is none of the 2 classes"):
+        learn(["no", "yes"]).encode(pa.array(["no", None]))
+    with pytest.raises(DataError, match="label 'y' was a number in fit and is none now"):
+        learn([1.0, 2.0], classes=False).encode(pa.array(["a"]))

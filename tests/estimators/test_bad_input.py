@@ -38,7 +38,7 @@ def make(kind: str, **params: object) -> Any:
         (lambda f: f.assign(a=f.a.where(f.a < 1, np.inf)), r"column 'a' holds [\d,]+ infinite"),
         (
             lambda f: f.assign(
-                a=f.a.map_partitions(lambda a: pd.Series([[1]] * len(a), index=a.index), meta=("a", "O"))
+                a=f.a.map_partitions(lambda a: pd.Series([["x"]] * len(a), index=a.index), meta=("a", "O"))
             ),
             "column 'a' is an object column that is no category: it holds list",
         ),

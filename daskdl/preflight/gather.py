@@ -1,0 +1,296 @@
+"""Gathers the facts of a check in a thread: what is known at once first, then what takes longer."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow as pa
+from dask.dataframe.utils import has_known_categories
+from distributed import Client
+
+from daskdl.data.frame import LABEL, is_lazy, joined, label_column, source_label
+from daskdl.data.schema import column_kind
+from daskdl.data.source import Source
+from daskdl.data.stats import ColumnStats
+from daskdl.errors import DataError
+from daskdl.preflight.facts import Facts, Pieces, Speed, sorted_by_label, workers_of
+from daskdl.preflight.look import Seen, encode_rate, label_refused, look, other_categories
+from daskdl.preflight.probe import asked, describe_process
+from daskdl.preflight.resources import rank_threads
+
+LOOK_SECONDS = 2.0  # for one partition
+TRIES = 3  # partitions that are looked at until one has rows
+
+Step = Callable[[Mapping[Any, ColumnStats], int, int, int], float]
+
+
+class Gathering:
+    """Gathers facts in a thread, cheap ones first, so that there are some whenever time is up.
+
+    Parameters
+    ----------
+    X, y, client
+        As of ``daskdl.check``.
+    step : callable
+        ``step(columns, n_outputs, n_rows, threads)`` gives the seconds of a training step; called on a worker.
+    """
+
+    def __init__(self, X: Any, y: Any, client: Client | None, step: Step) -> None:
+        self.step = step
+        self.client = client
+        self.asked: list[Any] = []  # futures
+        self.stopped = threading.Event()
+        self.wrong: Exception | None = None  # an argument, found out late
+        self.facts = Facts(client=client is not None, workers=workers_of(client))
+        self.label: Any = LABEL
+        self.first: int | None = None  # piece that was looked at
+        self.fixed: list[Any] = []  # columns whose type says the categories of all partitions
+        self.parts: list[Any] = []  # the partitions of a lazy frame, not computed
+        self.pieces: dict[int, Any] = {}  # futures of partitions
+        self.data = self._arranged(X, y)
+
+    def within(self, seconds: float) -> Facts:
+        """Gather until done or time is up, and hand back a copy of what is known."""
+        thread = threading.Thread(target=self._all, name="daskdl-check", daemon=True)
+        thread.start()
+        thread.join(seconds)
+        facts = copy.copy(self.facts)
+        if thread.is_alive():
+            self.stopped.set()
+            # in a thread of its own, for a scheduler that is busy answers late
+            threading.Thread(target=self._cancel, name="daskdl-check-cancel", daemon=True).start()
+        elif self.wrong is not None:
+            raise self.wrong
+        else:
+            facts.unfinished = ""
+        return facts
+
+    def _cancel(self) -> None:
+        """Cancel what was asked; partitions are only let go of, for they may be those of a persisted frame."""
+        if self.client is not None and self.asked:
+            self.client.cancel(list(self.asked), force=True)
+        self.pieces.clear()
+
+    # -- what is known at once --------------------------------------------------------------------------------
+
+    def _arranged(self, X: Any, y: Any) -> Any:
+        """Return the rows with their label; refuses wrong arguments, and notes columns that cannot be read."""
+        if isinstance(X, (pa.Table, pa.RecordBatch)):
+            X = X.to_pandas(types_mapper=pd.ArrowDtype)
+        if isinstance(X, Source):
+            if not isinstance(y, str):
+                source_label(X, y)
+            self.label = self.facts.label_name = y
+            self._cut_of_source(X)
+            return X
+        X, y = self._split(X, y)
+        if X is None:
+            return None
+        frame = joined(X, y)
+        self.facts.label_name = getattr(y, "name", None)
+        self.facts.kinds = {n: column_kind(n, d) for n, d in frame.dtypes.items() if n != LABEL}
+        if is_lazy(frame):
+            self.fixed = [n for n, d in frame.dtypes.items() if _categories_known(d)]
+            self.facts.pieces = Pieces("partitions", frame.npartitions, divisions=frame.known_divisions)
+        else:
+            self.facts.pieces = Pieces("frame in memory", 1)
+            self.facts.rows, self.facts.exact = len(frame), True
+        return frame
+
+    def _split(self, X: Any, y: Any) -> tuple[Any, Any]:
+        """Take the label out of a frame, and the columns that no model can read; X is None if none is left."""
+        if not hasattr(X, "columns"):
+            return X, y
+        if isinstance(y, str):
+            X, y = label_column(X, y)
+        names = list(X.columns)
+        self.facts.refused = {n: f"{names.count(n)} columns are named {n!r}. Rename them." for n in _double(names)}
+        if self.facts.refused:
+            return None, y
+        self.facts.refused = {name: why for name, dtype in X.dtypes.items() if (why := _unreadable(name, dtype))}
+        readable = [name for name in names if name not in self.facts.refused]
+        if self.facts.refused and not readable:
+            return None, y
+        return X[readable] if self.facts.refused else X, y
+
+    def _cut_of_source(self, source: Source) -> None:
+        files = getattr(source, "files", ())
+        self.facts.pieces = Pieces(
+            "row groups" if files else "groups",
+            len(source.counts),
+            tuple(source.counts.tolist()),
+            n_files=len(files),
+            file_bytes=sum(getattr(file, "size", 0) for file in files),
+            row_bytes=source.row_bytes,
+            open_bytes=source.open_bytes,
+        )
+        self.facts.rows, self.facts.exact = source.n_rows, True
+        self.facts.held = False
+
+    # -- stage by stage ---------------------------------------------------------------------------------------
+
+    def _all(self) -> None:
+        stages: list[tuple[str, Callable[[], None]]] = [
+            ("the names of the columns were being read", self._check_label),
+            ("the graph was being made", self._begin),
+            ("the workers were being asked about themselves", self._ask_workers),
+            ("a partition was still being computed", self._look_at_first),
+            ("encoding and a step were being timed", self._measure),
+            ("the last partition was still being computed", self._look_at_last),
+        ]
+        for doing, stage in stages:
+            self.facts.unfinished = doing
+            try:
+                stage()
+            except Exception as error:
+                self._failed(doing, stage, error)
+            if self.stopped.is_set() or self.wrong or self.facts.failed:
+                return
+
+    def _failed(self, doing: str, stage: Callable[[], None], error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        if stage == self._check_label:
+            self.wrong = error
+        elif stage in (self._look_at_first, self._look_at_last) and not isinstance(error, CancelledError):
+            self.facts.failed = text
+        else:
+            self.facts.incomplete = (*self.facts.incomplete, f"{doing}, and that failed ({text})")
+
+    def _check_label(self) -> None:
+        if isinstance(self.data, Source):
+            source_label(self.data, self.label)
+
+    def _begin(self) -> None:
+        """Begin to compute the first partition and the last, which may come from one shuffle."""
+        if is_lazy(self.data) and self.client is not None:
+            # not data.partitions[i]: of a lazy merge, Dask 2026.7 gives all rows as the first partition
+            self.parts = self.data.to_delayed()
+            self._compute(sorted({0, len(self.parts) - 1}))
+
+    def _compute(self, partitions: list[int]) -> None:
+        assert self.client is not None
+        futures = self.client.compute([self.parts[i] for i in partitions])
+        self.pieces |= dict(zip(partitions, futures, strict=True))
+
+    def _ask_workers(self) -> None:
+        self.facts.here = describe_process()["versions"]
+        if self.client is None:
+            self.facts.available_bytes = float(psutil.virtual_memory().available)
+        else:
+            self.facts.workers = asked(self.client, self.facts.workers)
+
+    def _look_at_first(self) -> None:
+        if self.data is None or (is_lazy(self.data) and self.client is None):
+            return
+        for i in self._candidates()[:TRIES]:
+            self.first, self.piece = i, self._piece(i)
+            seen: Seen = self._ask(look, self.piece, self.label, self.facts.label_name, LOOK_SECONDS)
+            if seen.rows:
+                self._take(seen)
+                return
+        self.facts.rows, self.facts.exact = 0, len(self._candidates()) <= TRIES
+
+    def _take(self, seen: Seen) -> None:
+        facts, n = self.facts, self.facts.pieces.n if self.facts.pieces else 1
+        self.first_rows = seen.rows
+        if not facts.exact:
+            facts.rows, facts.exact = seen.rows * n, n == 1
+        facts.looked, facts.whole = seen.looked, facts.exact and facts.rows == seen.rows
+        facts.refused = {**facts.refused, **seen.refused}
+        facts.kinds = {**facts.kinds, **{name: stats.kind for name, stats in seen.columns.items()}}
+        facts.kinds = {name: kind for name, kind in facts.kinds.items() if name not in facts.refused}
+        facts.columns, facts.identifiers, facts.leaks = seen.columns, tuple(seen.identifiers), seen.leaks
+        facts.label, facts.label_refused, facts.task = seen.label, seen.label_refused, seen.task
+        facts.row_bytes = seen.bytes / max(1, seen.rows)
+        facts.speed = Speed(look=seen.per_second)
+
+    def _measure(self) -> None:
+        facts, speed = self.facts, self.facts.speed
+        if not facts.columns:
+            return
+        encode, facts.encoded_row_bytes = self._ask(encode_rate, self.piece, facts.columns)
+        facts.speed = Speed(speed.look, encode)
+        rows = max(1, facts.batch_size // facts.ranks)
+        n_outputs = len(facts.label.values) if facts.label and facts.task == "classes" else 1
+        threads = rank_threads(facts) if self.client else 0
+        step = self._ask(self.step, facts.columns, 1 if n_outputs <= 2 else n_outputs, rows, threads)
+        facts.speed = Speed(speed.look, encode, step, rows)
+
+    def _look_at_last(self) -> None:
+        last = self._candidates()[-1] if self.facts.columns else self.first
+        if last is None or last == self.first:
+            return
+        seen: Seen = self._ask(look, self._piece(last), self.label, self.facts.label_name, LOOK_SECONDS)
+        if not seen.rows:
+            return
+        facts, n = self.facts, self.facts.pieces.n if self.facts.pieces else 1
+        if not facts.exact:  # partitions that come out of a join are uneven
+            facts.rows, facts.exact = (self.first_rows + seen.rows) * n / 2, n == 2
+        facts.new_categories = other_categories(facts.columns, seen.columns, self.fixed)
+        self._both_kinds(seen)
+        if facts.label is not None and seen.label is not None and facts.task == seen.task:
+            facts.sorted_by_label = facts.task == "classes" and sorted_by_label([facts.label, seen.label])
+            facts.label = facts.label.merge(seen.label)
+            facts.label_refused = label_refused(facts.label_name, facts.label, facts.task)
+
+    def _both_kinds(self, seen: Seen) -> None:
+        """Note columns that are of one type in one partition and of another in the other."""
+        odd = {}
+        for name in self.facts.columns.keys() & seen.columns.keys():
+            try:
+                self.facts.columns[name].merge(seen.columns[name])
+            except TypeError as error:
+                odd[name] = (
+                    f"column {name!r} has different types in different partitions: {error}. Convert it to one type "
+                    f"before: df[{name!r}].astype(...)."
+                )
+        self.facts.refused = {**self.facts.refused, **odd, **seen.refused}
+
+    # -- pieces, and where they are looked at -----------------------------------------------------------------
+
+    def _candidates(self) -> list[int]:
+        """Pieces that may have rows, in order."""
+        if isinstance(self.data, Source):
+            return [int(i) for i in np.flatnonzero(self.data.counts)]
+        return list(range(self.data.npartitions)) if is_lazy(self.data) else [0]
+
+    def _piece(self, i: int) -> Any:
+        if isinstance(self.data, Source):
+            return (self.data, i)
+        if not is_lazy(self.data):
+            return self.data
+        if i not in self.pieces:
+            self._compute([i])
+        return self.pieces[i]
+
+    def _ask(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call on a worker; here without a cluster, and for frames that are here."""
+        if self.client is None or any(isinstance(arg, pd.DataFrame) for arg in args):
+            return function(*args)
+        future = self.client.submit(function, *args, pure=False)
+        self.asked.append(future)
+        return future.result()
+
+
+def _double(names: list[Any]) -> list[Any]:
+    return [name for i, name in enumerate(names) if name in names[:i]] if len(set(names)) < len(names) else []
+
+
+def _unreadable(name: Any, dtype: Any) -> str:
+    try:
+        column_kind(name, dtype)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _categories_known(dtype: Any) -> bool:
+    """Whether a categorical type of a Dask frame says its categories; they are then those of every partition."""
+    return isinstance(dtype, pd.CategoricalDtype) and bool(has_known_categories(pd.Series([], dtype=dtype)))
