@@ -38,14 +38,14 @@ def files() -> list[str]:
 
 def daskdl_() -> None:
     """Read in the exact sample order, straight from the files."""
-    import daskdl
+    from daskdl.data.loader import batches as batches_of
     from daskdl.data.parquet import ParquetSource
 
     source, (schema, target) = ParquetSource(str(folder())), learned()
 
     def prepare() -> Any:
         # three epochs: the timed one begins with what was read ahead, and reads ahead for the next
-        made = daskdl.batches(source, "y", batch_size=BATCH, epochs=3, schema=schema, target=target)
+        made = batches_of(source, "y", batch_size=BATCH, epochs=3, schema=schema, target=target)
         batches = iter(made)
         return lambda: (batch["y"] for batch in islice(batches, made.steps_per_epoch))
 
@@ -100,7 +100,7 @@ def row_groups(mine: list[str]) -> Iterator[tuple[Any, Any]]:
             rows = file.read_row_group(g)
             order = rng.permutation(len(rows))
             x = torch.from_numpy(np.column_stack([rows[name].to_numpy() for name in FEATURES]))[order]
-            y = torch.from_numpy(rows["y"].to_numpy())[order]
+            y = torch.from_numpy(rows["y"].to_numpy()[order])
             for first in range(0, len(y), BATCH):
                 yield x[first : first + BATCH], y[first : first + BATCH]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+
+JOINED_BYTES = 1 << 16  # copied without letting other threads run
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +92,53 @@ def take(array: Array, index: Ints) -> Array:
     return np.take(array, index, axis=0, mode="clip")  # clip: without it numpy copies to a buffer first
 
 
+def inverse(permutation: Ints) -> Ints:
+    """Where each row goes: row ``permutation[i]`` goes to place ``i``."""
+    places = np.empty_like(permutation)
+    places[permutation] = np.arange(len(permutation))
+    return places
+
+
+def scatter(parts: Sequence[Array], places: Ints, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Write the rows of several arrays, laid end to end, to rows ``places`` of ``out``.
+
+    Examples
+    --------
+    >>> scatter([np.array([[1, 2]]), np.array([[3, 4], [5, 6]])], np.array([2, 0, 1]), np.empty((3, 2), int)).tolist()
+    [[3, 4], [5, 6], [1, 2]]
+    """
+    at = 0
+    rows = _as_items(out)
+    for part in parts:
+        assert not isinstance(part, Ragged)
+        rows[places[at : at + len(part)]] = _as_items(np.ascontiguousarray(part))
+        at += len(part)
+    return out
+
+
+def _as_items(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Rows as items of their size in bytes, which numpy copies as a whole."""
+    size = array.dtype.itemsize * math.prod(array.shape[1:])
+    return array if array.ndim == 1 or not size else array.reshape(len(array), -1).view(f"V{size}")[:, 0]
+
+
+def join(parts: Sequence[Array]) -> Array:
+    """Lay the rows of several arrays end to end; always a copy.
+
+    Numpy lets another thread run at each array of more than 500 items, and this one waits until it may go on. Many
+    pieces of some hundred small rows are therefore joined as items that are whole rows.
+    """
+    if isinstance(parts[0], Ragged):
+        return Ragged.concat(parts)  # type: ignore[arg-type]
+    if parts[0].dtype == object or parts[0].nbytes > JOINED_BYTES or not all(p.flags.c_contiguous for p in parts):
+        return np.concatenate(parts)  # type: ignore[arg-type]
+    items = np.concatenate([_as_items(part) for part in parts])
+    return items.view(parts[0].dtype).reshape(-1, *parts[0].shape[1:])
+
+
 def concat(blocks: Sequence[Block]) -> dict[str, Array]:
     """Lay the rows of several blocks of the same fields end to end; always a copy of one block's arrays."""
-    fields = {name: [block[name] for block in blocks] for name in blocks[0]}
-    return {
-        name: Ragged.concat(parts) if isinstance(parts[0], Ragged) else np.concatenate(parts)  # type: ignore[arg-type]
-        for name, parts in fields.items()
-    }
+    return {name: join([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def n_rows(block: Block) -> int:

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+
 from daskdl.data.arrays import Array, Block
 from daskdl.data.audit import Hashes as Keys
 from daskdl.data.audit import total
@@ -169,14 +171,18 @@ class RankBatches:
                 return
             plan = plans.popleft()
             if not plan.pieces and empty is None:  # resumed at a short last batch that has no row for this rank
-                empty = self._no_rows(windows, plan.step)
+                empty = self._no_rows()
             arrays = windows.read(plan) if plan.pieces else dict(empty or {})
             empty = {name: array[:0] for name, array in arrays.items()}
             yield self._batch(plan.step, arrays)
 
-    def _no_rows(self, windows: Windows, step: int) -> Block:
-        first = windows.read(windows.plan(step, self.order.slices(step)[:1]))
-        return {name: array[:0] for name, array in first.items()}
+    def _no_rows(self) -> Block:
+        """Fields of a batch without rows, from a row that this rank reads at another step, if it ever reads one."""
+        mine = (self.order.slices(step, self.rank, self.world_size) for step in range(self.order.steps_per_epoch))
+        dataset, epoch, lane, offset, _ = next(filter(None, mine), self.order.slices(0))[0]
+        group, first, _ = self.order.parts[dataset].window(lane, epoch, offset).segments[0].tolist()
+        block = next(iter(self.readers[dataset].read(group, first, first + 1, epoch)))
+        return {name: array[:0] for name, array in block.items()} | {USE: np.empty(0, dtype=np.uint64)}
 
     def _batch(self, step: int, arrays: dict[str, Array]) -> Batch:
         epoch, step_in_epoch = divmod(step, self.order.steps_per_epoch)

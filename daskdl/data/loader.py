@@ -141,13 +141,15 @@ def batches(
     torch.Size([4, 1]) torch.int64
     torch.Size([2, 1]) torch.int64
     """
-    sources = [data] if isinstance(data, Source) else list(data)
+    sources = [data] if isinstance(data, Source) else list(data) if isinstance(data, (list, tuple)) else []
     if not all(isinstance(source, Source) for source in sources) or not sources:
         raise TypeError(f"data must be a Source, such as daskdl.ParquetSource(path), got {type(data).__name__}")
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    order = _order(sources, ratios, batch_size, seed, shuffle, drop_last)
     if schema is None or (target is None and y is not None):
         schema, target = _learned(sources, y, classes, missing, schema)
     encode = TensorEncoder(schema, target, y)
-    order = _order(sources, ratios, batch_size, seed, shuffle, drop_last)
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
     if not 0 <= rank < world_size:
@@ -179,9 +181,13 @@ def _learned(
 def _order(
     sources: list[Source], ratios: Sequence[float] | None, batch_size: int, seed: int, shuffle: bool, drop_last: bool
 ) -> SampleOrder | Mixture:
+    if len(sources) == 1 and ratios is not None:
+        raise ValueError(f"ratios={list(ratios)} say how several sources are mixed, and there is one source")
     if len(sources) == 1:
         layout = sources[0].layout(batch_size) if shuffle else {}
         return SampleOrder(sources[0].counts, batch_size, seed, shuffle, drop_last, **layout)
     if not shuffle:
         raise ValueError("several sources are mixed in a shuffled order; shuffle=False has no meaning for them")
-    return mixture([source.counts for source in sources], ratios or [s.n_rows for s in sources], batch_size, seed)
+    shares = [source.n_rows for source in sources] if ratios is None else ratios
+    layouts = [source.layout for source in sources]
+    return mixture([source.counts for source in sources], shares, batch_size, seed, layouts=layouts)

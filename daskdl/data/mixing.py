@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -45,10 +46,7 @@ class Mixture:
     epoch_rows: int | None = None
 
     def __post_init__(self) -> None:
-        if len(self.ratios) != len(self.parts) or not self.parts:
-            raise ValueError(f"a mixture needs one ratio per dataset: {len(self.parts)} datasets, {len(self.ratios)}")
-        if min(self.ratios) <= 0:
-            raise ValueError(f"ratios must be above 0, got {list(self.ratios)}; leave a dataset out instead")
+        _check(len(self.parts), self.ratios, self.batch_size)
         empty = [k for k, part in enumerate(self.parts) if not part.n_rows]
         if empty:
             raise ValueError(f"dataset {empty[0]} of the mixture has no rows; leave it out")
@@ -63,8 +61,9 @@ class Mixture:
     @cached_property
     def _edges(self) -> list[Fraction]:
         """Shares of the first datasets together: 0, r_0, r_0 + r_1, ..., 1."""
-        shares = [Fraction(r).limit_denominator(10**6) for r in self.ratios]
-        return [Fraction(0), *accumulate(s / sum(shares) for s in shares)]
+        shares = [Fraction(r) for r in self.ratios]
+        edges = accumulate(s / sum(shares) for s in shares)
+        return [Fraction(0), *(edge.limit_denominator(10**9) for edge in edges)]
 
     @property
     def seed(self) -> int:
@@ -114,16 +113,34 @@ class Mixture:
         return [np.flatnonzero(part.row_counts).tolist() for part in self.parts]
 
 
+def _check(n_parts: int, ratios: Sequence[float], batch_size: int) -> None:
+    if len(ratios) != n_parts or not n_parts:
+        raise ValueError(f"a mixture needs one ratio per dataset: {n_parts} datasets, {len(ratios)} ratios")
+    if not all(0 < r < float("inf") for r in ratios):
+        raise ValueError(f"ratios must be above 0 and finite, got {list(ratios)}; leave a dataset out instead")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
+
+
 def mixture(
     counts: Sequence[Sequence[int] | Ints],
     ratios: Sequence[float],
     batch_size: int,
     seed: int = 0,
     epoch_rows: int | None = None,
+    layouts: Sequence[Callable[[int], Mapping[str, Any]]] = (),
 ) -> Mixture:
-    """Make a mixture from the row counts of each dataset; every dataset gets a seed of its own from ``seed``."""
+    """Make a mixture from the row counts of each dataset; every dataset gets a seed of its own from ``seed``.
+
+    ``layouts`` give lanes and window of a dataset by its rows in a batch, see ``Source.layout``.
+    """
+    ratios = [float(r) for r in ratios]
+    _check(len(counts), ratios, batch_size)
     seeds = [int(np.random.SeedSequence((seed, 3, k)).generate_state(1)[0]) for k in range(len(counts))]
     total = sum(ratios)
     sizes = [max(1, round(batch_size * r / total)) for r in ratios]
-    parts = tuple(SampleOrder(c, b, s) for c, b, s in zip(counts, sizes, seeds, strict=True))
+    how: list[Mapping[str, Any]] = [{} for _ in sizes]
+    if layouts:
+        how = [layout(size) for layout, size in zip(layouts, sizes, strict=True)]
+    parts = tuple(SampleOrder(c, b, s, **h) for c, b, s, h in zip(counts, sizes, seeds, how, strict=True))
     return Mixture(parts, tuple(ratios), batch_size, epoch_rows)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from daskdl.data.arrays import Array, Block, Ints, Ragged, concat, n_rows, take
+from daskdl.data.arrays import Array, Block, Ints, Ragged, inverse, join, n_rows, scatter, take
 from daskdl.data.audit import hashes
 from daskdl.data.order import SampleOrder, Slice, Window
 from daskdl.data.source import WHOLE_GROUP_BYTES, Chunk, Source
@@ -147,6 +147,7 @@ class Windows:
         self._early: set[Key] = set()  # asked for, not used yet
         self._window_rows = max(min(part.window_rows, part.lane_rows(0)) for part in parts)
         self._spare: dict[tuple[Any, ...], list[Any]] = {}
+        self._error: BaseException | None = None  # of the first load that failed: no other is begun after it
 
     def plan(self, step: int, cuts: list[Slice]) -> Plan:
         """Say which rows of which windows a batch is made of. Steps are planned in their order."""
@@ -162,6 +163,8 @@ class Windows:
                     self._open[dataset, lane] = key
                     plan.over |= {before} if before else set()
                 plan.pieces.append((key, first - start, min(stop, end) - start))
+                if stop >= end:  # at the end of an epoch that is every lane's: they go before the next ones come
+                    plan.over.add(key)
                 first = min(stop, end)
         return plan
 
@@ -187,28 +190,37 @@ class Windows:
     def _load(self, key: Key, offset: int, stream: _Stream, before: Future[Any] | None) -> dict[str, Array]:
         if before is not None:
             before.result()
+        if self._error is not None:
+            raise self._error
+        try:
+            return self._loaded(key, offset, stream)
+        except BaseException as error:
+            self._error = error
+            raise
+
+    def _loaded(self, key: Key, offset: int, stream: _Stream) -> dict[str, Array]:
         dataset, epoch, lane, _ = key
         part = self.parts[dataset]
         window = part.window(lane, epoch, offset)
         blocks: list[Block] = []
         for group, first, stop in window.segments.tolist():
             blocks += stream.read(epoch, group, first, stop)
-        whole = concat(blocks) if len(blocks) > 1 else blocks[0]
+        places = inverse(window.permutation)
+        ordered = {name: self._ordered([block[name] for block in blocks], name, window, places) for name in blocks[0]}
         del blocks
-        ordered = {name: self._ordered(name, array, window.permutation) for name, array in whole.items()}
-        del whole
         tell_used(self.readers[dataset], window, epoch)
         rows = window.rows(part.group_starts) + self._offsets[dataset]
         ordered[USE] = hashes(part.window_places(lane, window), rows)
         return ordered
 
-    def _ordered(self, name: str, array: Array, index: Ints) -> Array:
-        """Rows ``index`` of an array, in memory that another window has left: else the heap would be full of holes."""
+    def _ordered(self, parts: list[Array], name: str, window: Window, places: Ints) -> Array:
+        """Rows of a window in their order, in memory that another one has left: else the heap would be full of holes."""
+        array = parts[0]
         if isinstance(array, Ragged) or array.dtype == object:
-            return take(array, index)
+            return take(join(parts), window.permutation)
         spare = self._spare.setdefault((name, array.dtype.str, array.shape[1:]), [])
         buffer = spare.pop() if spare else np.empty((self._window_rows, *array.shape[1:]), array.dtype)
-        return np.take(array, index, axis=0, out=buffer[: len(index)], mode="clip")
+        return scatter(parts, places, buffer[: len(places)])
 
     def _let_go(self, key: Key) -> None:
         self._early.discard(key)
@@ -224,12 +236,9 @@ class Windows:
     def read(self, plan: Plan) -> dict[str, Array]:
         """Wait for the windows of a plan and lay its rows end to end."""
         self.load(plan)
-        parts = []
-        for key, first, stop in plan.pieces:
-            rows = self._loading[key].result()
-            self._early.discard(key)
-            parts.append({name: array[first:stop] for name, array in rows.items()})
-        batch = concat(parts)
+        pieces = [(self._loading[key].result(), first, stop) for key, first, stop in plan.pieces]
+        self._early.difference_update(key for key, _, _ in plan.pieces)
+        batch = {name: join([rows[name][first:stop] for rows, first, stop in pieces]) for name in pieces[0][0]}
         for key in plan.over:
             self._let_go(key)
         return batch

@@ -116,6 +116,8 @@ class Rows:
         Columns of the pieces that are no features.
     notes : tuple of str
         What the user should know of how they were read.
+    frame : DataFrame or None
+        What the pieces are the pieces of, if they are not of a source.
     """
 
     pieces: list[Any]
@@ -127,6 +129,7 @@ class Rows:
     label_name: Any = LABEL
     weight_name: Any = None
     notes: tuple[str, ...] = ()
+    frame: Any = None
     counts: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -149,19 +152,37 @@ class Rows:
         """Lanes and window of the order, where the place of the rows decides them: in files."""
         return {} if self.source is None else self.source.layout(batch_size)
 
-    def encode(self, encoder: Encoder, workers: Callable[[int], list[str] | None] = lambda _: None) -> list[Any]:
-        """Turn each piece into a block, on one of ``workers(piece)`` if it can be; raw rows are released in turn."""
-        pieces, self.pieces = self.pieces, []
-        digests = [look.digest for look in self.looks]
+    def encode(
+        self,
+        encoder: Encoder,
+        workers: Callable[[int], list[str] | None] = lambda _: None,
+        only: Sequence[int] | None = None,
+    ) -> list[Any]:
+        """Turn each piece into a block, on one of ``workers(piece)`` if it can be; raw rows are released in turn.
+
+        With ``only``, those pieces are computed once more, for blocks that have been lost.
+        """
+        pieces, self.pieces = (self.pieces, []) if only is None else (self._pieces_again(only), self.pieces)
+        numbers = list(range(len(pieces))) if only is None else list(only)
+        digests = [self.looks[i].digest for i in numbers]
         if self.client is None:
             return [encode_piece(piece, encoder, digest) for piece, digest in zip(pieces, digests, strict=True)]
         blocks = []
-        for i in range(len(pieces)):
+        for i, number in enumerate(numbers):
             piece, pieces[i] = pieces[i], None
-            places = workers(i)
+            places = workers(number)
             submit = {"workers": places, "allow_other_workers": bool(places), "pure": False}
             blocks.append(self.client.submit(encode_piece, piece, encoder, digests[i], **submit))
         return blocks
+
+    def _pieces_again(self, numbers: Sequence[int]) -> list[Any]:
+        assert self.client is not None
+        if is_lazy(self.frame):
+            parts = self.frame.to_delayed()
+            return list(self.client.compute([parts[i] for i in numbers]))
+        ends = np.cumsum(self.counts)
+        cut = [self.frame.iloc[ends[i] - self.counts[i] : ends[i]] for i in numbers]
+        return list(self.client.scatter(cut, hash=False))
 
 
 def read_rows(
@@ -202,8 +223,10 @@ def read_rows(
     asked = Asked(LABEL, weight, classes, moments, kinds or {})
     if isinstance(X, Source):
         asked = replace(asked, label=None if y is None else source_label(X, y))
+        _check_weight(X.names, asked)
         return _rows_of_source(X, asked, client)
     frame = joined(X, y, kinds or {})
+    _check_weight(list(frame.columns), asked)
     if client is None and not is_lazy(frame):
         return _rows([frame], _refused([look_at(frame, asked)]), asked, None)
     pieces = _pieces(frame, client)
@@ -211,7 +234,16 @@ def read_rows(
     if looks is None:  # it does not fit into the memory of the workers
         pieces.clear()
         return _rows_of_staged(frame, asked, client)
-    return _rows(pieces, looks, asked, client)
+    return _rows(pieces, looks, asked, client, frame=frame)
+
+
+def _check_weight(names: Sequence[Any], asked: Asked) -> None:
+    features = [name for name in names if name != asked.label]
+    if asked.weight is not None and asked.weight not in features:
+        raise DataError(
+            f"sampling={asked.weight!r} is no column of X beside the label; the others are {features[:20]}. Give the "
+            "name of a column of weights, or 'balanced'."
+        )
 
 
 def _rows(pieces: list[Any], looks: list[Look], asked: Asked, client: Client | None, **more: Any) -> Rows:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -17,9 +18,10 @@ from distributed.utils import sync
 from daskdl.data.arrays import Block
 from daskdl.data.order import SampleOrder
 from daskdl.data.reading import Blocks, Encoded, Reader
-from daskdl.data.rows import WEIGHT, Encoder, Rows
-from daskdl.data.sampling import Weighted, balanced_weights, picks_per_group
+from daskdl.data.rows import Encoder, Rows
+from daskdl.data.sampling import ByClass, ByWeight, Weighted, balanced_weights, picks_per_group
 from daskdl.data.target import Target
+from daskdl.errors import WorkerLost
 
 
 class HeldBlocks:
@@ -83,7 +85,7 @@ class Shards:
     epochs : int
         In the last of which blocks are released; 0 keeps them to the end.
     workers : list of str
-        In rank order; empty without a cluster.
+        On which blocks are encoded, in rank order; empty without a cluster.
     sampling : Sampling, optional
     """
 
@@ -96,87 +98,105 @@ class Shards:
         workers: Sequence[str],
         sampling: Sampling | None = None,
     ) -> None:
-        self.client, self.source, self.order, self.epochs = rows.client, rows.source, order, epochs
-        self.encoder, self.workers, self.sampling = encoder, list(workers), sampling
+        self.rows, self.client, self.order, self.epochs = rows, rows.client, order, epochs
+        self.encoder, self.sampling = encoder, sampling
         self.topic = f"daskdl-blocks-{uuid.uuid4().hex[:8]}"
-        self._blocks: list[Any] = []
-        if self.source is None:
-            n = max(1, len(self.workers))
-            owners = owner_of_pieces(rows.counts, [order.groups_of(r, n) for r in range(n)])
-            self._blocks = rows.encode(encoder, lambda i: [self.workers[owners[i]]] if self.workers else None)
-        self._futures = {block.key: block for block in self._blocks if isinstance(block, Future)}
+        self._blocks: dict[int, Any] = {}  # of each group, not yet given back
+        self._copies: dict[str, Future] = {}  # blocks under a key of their own, for one rank
+        if rows.source is None:
+            self._encode(workers)
+
+    def _encode(self, workers: Sequence[str], only: Sequence[int] | None = None) -> None:
+        n = max(1, len(workers))
+        owners = owner_of_pieces(self.rows.counts, [self.order.groups_of(r, n) for r in range(n)])
+        blocks = self.rows.encode(self.encoder, lambda i: [workers[owners[i]]] if workers else None, only)
+        self._blocks |= dict(zip(only if only is not None else range(len(blocks)), blocks, strict=True))
 
     def __enter__(self) -> Self:
-        if self._futures and self.client is not None:
+        if self.client is not None:
             self.client.subscribe_topic(self.topic, self._release)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._futures and self.client is not None:
+        if self.client is not None:
             self.client.unsubscribe_topic(self.topic)
-        self._futures.clear()
+        self._copies.clear()
         self._blocks.clear()
 
-    def readers(self) -> list[Any]:
-        """Make the reader of each rank. Blocks that are not where they are read are copied there, and waited for.
+    def readers(self, workers: Sequence[str]) -> list[Any]:
+        """Make the reader of each rank. Blocks that are not where they are read are brought there, and waited for.
+
+        May be called again for other workers: blocks that were lost or given back are made again.
 
         Raises
         ------
         DataError
             A block could not be made; see ``encode_piece``.
+        WorkerLost
+            One of the workers is gone.
         """
-        if self.source is not None:
-            found: list[Any] = [Encoded(self.source, self.encoder)] * max(1, len(self.workers))
-        elif self.workers:
-            found = self._held()
+        if self.rows.source is not None:
+            found: list[Any] = [Encoded(self.rows.source, self.encoder)] * max(1, len(workers))
+        elif workers:
+            found = self._held(list(workers))
         else:
-            found = [Blocks(dict(enumerate(self._blocks)))]
+            found = [Blocks(self._blocks)]
         return [self.sampling.applied(reader) for reader in found] if self.sampling else found
 
-    def _held(self) -> list[HeldBlocks]:
+    def _held(self, workers: list[str]) -> list[HeldBlocks]:
         assert self.client is not None
-        blocks = list(self._futures.values())
-        self._ready(blocks)
-        held = self.client.who_has(blocks)
-        uses = [rows_per_group(self.order, rank, len(self.workers)) for rank in range(len(self.workers))]
+        uses = [rows_per_group(self.order, rank, len(workers)) for rank in range(len(workers))]
         readers = Counter(group for mine in uses for group in mine)
+        lost = [g for g in readers if g not in self._blocks or self._blocks[g].status in ("lost", "cancelled")]
+        if lost:
+            self._encode(workers, lost)
+        self._ready(self._blocks.values(), workers)
+        held = self.client.who_has(list(self._blocks.values()))
+        self._copies.clear()
         plans = []
-        for worker, mine in zip(self.workers, uses, strict=True):
+        for worker, mine in zip(workers, uses, strict=True):
             keys = {}
             for group in mine:
-                key = self._blocks[group].key
-                at_home = readers[group] == 1 and tuple(held[key]) == (worker,)
-                keys[group] = key if at_home else self._copy(key, worker)
+                block = self._blocks[group]
+                at_home = readers[group] == 1 and tuple(held[block.key]) == (worker,)
+                keys[group] = block.key if at_home else self._copy(block, worker)
             plans.append(HeldBlocks(keys, mine, self.epochs - 1, self.topic))
-        self._blocks.clear()
-        self._ready(list(self._futures.values()))
+        self._ready(self._copies.values(), workers)
         read = {key for plan in plans for key in plan.keys.values()}
-        for key in [key for key in self._futures if key not in read]:
-            del self._futures[key]
+        self._blocks = {group: block for group, block in self._blocks.items() if block.key in read}
         return plans
 
-    def _copy(self, key: str, worker: str) -> str:
+    def _copy(self, block: Future, worker: str) -> str:
         """Lay a block on a worker under a key of its own: of a key on two workers Dask may drop either one."""
         assert self.client is not None
-        copy = self.client.submit(_same, self._futures[key], workers=[worker], pure=False)
-        self._futures[copy.key] = copy
+        copy = self.client.submit(_same, block, workers=[worker], pure=False)
+        self._copies[str(copy.key)] = copy
         return str(copy.key)
 
-    def _ready(self, futures: list[Future]) -> None:
-        """Wait until all blocks lie in memory; one that is lost meanwhile is made again by Dask."""
-        while pending := [future for future in futures if future.status != "finished"]:
-            for future in pending:
-                if future.status in ("error", "cancelled", "lost"):
-                    raise future.exception() or RuntimeError(f"block {future.key} is {future.status}")
-            wait(pending)
+    def _ready(self, blocks: Iterable[Future], workers: list[str]) -> None:
+        """Wait until blocks lie in memory; one that is lost meanwhile is made again by Dask."""
+        assert self.client is not None
+        while pending := [block for block in blocks if block.status != "finished"]:
+            for block in pending:
+                if block.status in ("error", "cancelled", "lost"):
+                    raise block.exception() or RuntimeError(f"block {block.key} is {block.status}")
+            with suppress(TimeoutError):
+                wait(pending, timeout=1.0)
+            alive = self.client.scheduler_info(n_workers=-1)["workers"]
+            gone = [rank for rank, worker in enumerate(workers) if worker not in alive]
+            if gone:  # a copy for it would be waited for without end
+                lost = workers[gone[0]]
+                text = f"rank {gone[0]} of {len(workers)} is lost: its worker {lost} left while data was laid on it."
+                raise WorkerLost(text, gone[0], len(workers), lost)
 
     def _release(self, event: tuple[float, str]) -> None:
         """Forget a block that its reader has given back; called on the client's event loop."""
-        future = self._futures.pop(event[1], None)
-        if future is not None:
-            future.release()
+        group = next((g for g, block in self._blocks.items() if block.key == event[1]), None)
+        block = self._copies.pop(event[1], None) if group is None else self._blocks.pop(group, None)
+        if block is not None:
+            block.release()
 
 
 @dataclass(frozen=True)
@@ -191,6 +211,8 @@ class Sampling:
         Sum of the weights of each group.
     class_weights : array of shape (n_classes,), optional
         Weight of a row by its class; without, each row has its own.
+    class_rows : array of shape (n_groups, n_classes), optional
+        Rows of each class in each group.
     """
 
     counts: list[int]
@@ -198,11 +220,12 @@ class Sampling:
     totals: list[float]
     seed: int
     class_weights: Any = None
+    class_rows: Any = None
 
     @classmethod
     def of(cls, rows: Rows, target: Target, seed: int) -> Sampling:
         """By the weight column of the rows if they have one, else so that all classes come up alike."""
-        weights = None
+        weights = per_group = None
         totals = [look.weight for look in rows.looks]
         if rows.weight_name is None:
             if target.classes is None:
@@ -212,14 +235,14 @@ class Sampling:
             weights = balanced_weights(per_group.sum(axis=0))
             totals = (per_group @ weights).tolist()
         picks = picks_per_group(totals, rows.n_rows, seed).tolist()
-        return cls(rows.counts, picks, totals, seed, weights)
+        return cls(rows.counts, picks, totals, seed, weights, per_group)
 
     def applied(self, reader: Reader) -> Weighted:
         """Make a reader of picks from a reader of rows."""
-        return Weighted(reader, self._weigh, self.counts, self.picks, self.totals, self.seed)
+        return Weighted(reader, self._line, self.counts, self.picks, self.totals, self.seed)
 
-    def _weigh(self, block: Block) -> Any:
-        return block[WEIGHT] if self.class_weights is None else self.class_weights[block["y"]]
+    def _line(self, group: int) -> ByWeight | ByClass:
+        return ByWeight() if self.class_weights is None else ByClass(self.class_weights, self.class_rows[group])
 
 
 def _same(block: Any) -> Any:

@@ -14,7 +14,7 @@ from daskdl.data.order import layout
 
 Chunk = Any  # a pyarrow Table or RecordBatch, or a pandas or cudf frame: has len() and chunk[name]
 
-CHUNK_ROWS = 8_192  # of tables read from files: what is decoded is still in the cache when it is encoded
+CHUNK_ROWS = 16_384  # of tables read from files: fewer take longer, threads then wait for the interpreter at each step
 WHOLE_GROUP_BYTES = 16 << 20  # groups up to this size are read at once and the file is closed
 
 

@@ -16,6 +16,7 @@ from distributed import Client, Future, MultiLock, as_completed
 
 from daskdl.errors import NotEnoughWorkers, RankFailed, WorkerLost
 from daskdl.execution import rendezvous
+from daskdl.execution.calls import call_workers
 from daskdl.execution.losses import Losses
 from daskdl.execution.rank_env import available_cores, training_process
 
@@ -180,9 +181,14 @@ def _assemble(client: Client, addresses: list[str], backend: str | None) -> Gang
     """Open the store in rank 0's process and settle the backend."""
     identity = uuid.uuid4().hex[:8]
     host = urlsplit(addresses[0]).hostname or "127.0.0.1"
-    port = client.run(rendezvous.serve_store, identity, host, workers=addresses[:1])[addresses[0]]
+    port = call_workers(client, rendezvous.serve_store, identity, host, workers=addresses[:1]).get(addresses[0])
+    if isinstance(port, BaseException):
+        raise port
+    if port is None:
+        raise _worker_lost(Gang(identity, tuple(addresses), "", 0), addresses[0])
     if backend is None:
-        backend = "nccl" if all(client.run(_sees_gpu, workers=addresses).values()) else "gloo"
+        sees = call_workers(client, _sees_gpu, workers=addresses)
+        backend = "nccl" if all(sees.get(address) is True for address in addresses) else "gloo"
     return Gang(identity, tuple(addresses), backend, port)
 
 
@@ -266,13 +272,13 @@ def _disband(client: Client, gang: Gang, futures: list[Future]) -> None:
     alive = [a for a in gang.workers if a in client.scheduler_info(n_workers=-1)["workers"]]
     running = [f for f in futures if not f.done()]
     if running and alive:
-        client.run(_wake, gang.id, workers=alive, on_error="ignore")
+        call_workers(client, _wake, gang.id, workers=alive)
         reachable = [f for f, a in zip(futures, gang.workers, strict=True) if a in alive and not f.done()]
         if reachable:
             _wait(reachable, GRACE_SECONDS)
         client.cancel(running, force=True)
     if alive:
-        client.run(rendezvous.close_store, gang.id, workers=alive, on_error="ignore")
+        call_workers(client, rendezvous.close_store, gang.id, workers=alive)
 
 
 def _wait(futures: list[Future], timeout: float) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 TOPIC = "daskdl"  # the Dask event topic every message travels on
 MAX_POINTS = 2_000  # per curve; two neighbours are merged into one when a curve grows past it
 MAX_EVENTS = 500
-MAX_USES = 5_000
 
 
 @dataclass
@@ -74,6 +73,7 @@ class RunRecord:
     curves: dict[str, Curve] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     uses: list[tuple[int, int, int, int]] = field(default_factory=list)  # first step, stop, rows used, digest of them
+    generation: int = 0  # gangs before the one that said so
     changes: int = 0  # messages applied; a watcher compares it with the number it drew last
 
     def apply(self, message: dict[str, Any]) -> None:
@@ -106,11 +106,9 @@ class RunRecord:
         del self.events[:-MAX_EVENTS]
 
     def _on_audit(self, m: dict[str, Any]) -> None:
-        """Steps may be done again after a fault: then what they used before was lost with them."""
-        for first, stop, rows, digest in m["uses"]:
-            self.uses = [use for use in self.uses if use[1] <= first or use[0] >= stop]
-            self.uses.append((first, stop, rows, digest))
-        del self.uses[:-MAX_USES]
+        """Take what was used so far; what a gang says that others have followed since is out of date."""
+        if m.get("generation", 0) >= self.generation:
+            self.generation, self.uses = m.get("generation", 0), [tuple(use) for use in m["uses"]]
 
     def _on_end(self, m: dict[str, Any]) -> None:
         self.state, self.error, self.ended = m["state"], m.get("error"), m["time"]

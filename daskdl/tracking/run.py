@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
@@ -53,7 +54,7 @@ class Run:
         self.environment = environment or {}
         self._feed: Feed | None = None
         self._store: Store | None = None
-        self._from_workers = 0
+        self._from_workers: Counter[int] = Counter()  # messages, by the generation of the gang
         self._order: Any = None
         self._changed = threading.Condition()
 
@@ -154,17 +155,17 @@ class Run:
         """Take one message of a worker; the feed calls it on the client's event loop."""
         self._apply(message, from_worker=True)
 
-    def wait_for_messages(self, count: int, timeout: float = 5.0) -> bool:
-        """Block until ``count`` worker messages were applied; False when ``timeout`` seconds did not suffice."""
+    def wait_for_messages(self, count: int, generation: int = 0, timeout: float = 5.0) -> bool:
+        """Block until ``count`` messages of a gang were applied; False when ``timeout`` seconds did not suffice."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._from_workers >= count, timeout)
+            return self._changed.wait_for(lambda: self._from_workers[generation] >= count, timeout)
 
     def _apply(self, message: dict[str, Any], from_worker: bool = False) -> None:
         with self._changed:
             self.record.apply(message)
             if self._store is not None:
                 self._store.keep(self.record, message)
-            self._from_workers += from_worker
+            self._from_workers[message.get("generation", 0)] += from_worker
             self._changed.notify_all()
 
     # what is left

@@ -20,10 +20,12 @@ from daskdl.data.schema import Schema
 from daskdl.data.target import Target
 from daskdl.errors import LossDiverged
 from daskdl.execution import spmd
+from daskdl.training.commit import Commit, Use, put_commit
 from daskdl.training.gradients import Share, weighted_sum
 
 SEND_SECONDS = 0.2  # between two messages of rank 0
 NO_LABELS = np.empty(0, dtype=np.float32)
+COMMIT_STEPS = 100  # at most between two commits
 POINTS_PER_RUN = 200  # at about so many steps of a run, ranks add up what they reported
 
 Send = Callable[[dict[str, Any]], None]
@@ -105,7 +107,9 @@ class Context:
         schema: Schema,
         target: Target,
         run: str,
+        generation: int,
         send: Send,
+        commit: Commit | None = None,
     ) -> None:
         self.rank, self.world_size = rank, world_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -115,9 +119,11 @@ class Context:
         self._kept: dict[str, Any] = {}
         self._share = Share()
         self._stopped = False
-        self._report = _Report(self, run, send)
-        self._good: tuple[int, dict[str, Any]] = (0, {})
-        self.step = self._batches.next_step
+        self.run = run
+        self._commit = commit or Commit()
+        self._resume = dict(self._commit.state)
+        self._report = _Report(self, run, generation, send)
+        self.step = self._batches.next_step = self._commit.step
 
     # -- model ------------------------------------------------------------------------------------------------
 
@@ -136,7 +142,14 @@ class Context:
         return wrapped
 
     def keep(self, **stateful: Any) -> None:
-        """Name objects with a ``state_dict``, such as ``optimizer=optimizer``, that belong to the state of the run."""
+        """Name objects with a ``state_dict``, such as ``optimizer=optimizer``, that belong to the state of the run.
+
+        They are committed now and then. When a worker has died, the loop is called again on the others, and what it
+        keeps is given the committed state at once.
+        """
+        for name, thing in stateful.items():
+            if name in self._resume:
+                thing.load_state_dict(self._resume.pop(name))
         self._kept.update(stateful)
 
     # -- data -------------------------------------------------------------------------------------------------
@@ -218,17 +231,18 @@ class Context:
         """``state_dict`` of everything kept, copied to the CPU."""
         return {name: to_cpu(thing.state_dict()) for name, thing in self._kept.items()}
 
-    def remember_good(self) -> None:
-        """Keep the model's state of this step, if it is finite, for the case that the loss diverges later."""
+    def commit(self, uses: dict[int, Use]) -> None:
+        """Keep a copy of the state of this step, if the model is finite."""
         model = self._kept.get("model")
-        if self.rank == 0 and model is not None and all(bool(p.isfinite().all()) for p in model.parameters()):
-            self._good = (self.step, to_cpu(model.state_dict()))
+        if model is None or all(bool(p.isfinite().all()) for p in model.parameters()):
+            self._commit = Commit(self.step, self.state(), dict(uses))
+            put_commit(self.run, self._commit)
 
     def diverged(self, step: int, loss: float) -> LossDiverged:
-        """Make the error of a loss that is not finite. All ranks know; rank 0, which has the state, tells."""
+        """Make the error of a loss that is not finite. All ranks know; rank 0 tells."""
         if self.rank != 0:
             dist.barrier()  # fails when rank 0 has told
-        good_step, state = self._good
+        good_step, state = self._commit.step, self._commit.state.get("model", {})
         return LossDiverged(
             f"the training loss became {loss} at step {step}. The last good weights are those after step {good_step}; "
             "they are kept in this error as .state and by an estimator as model_. A lower learning rate, clipped "
@@ -269,9 +283,11 @@ class _Step(NamedTuple):
 class _Report:
     """Collects what a rank reports, adds it up over ranks now and then, and sends it as messages of rank 0."""
 
-    def __init__(self, context: Context, run: str, send: Send) -> None:
-        self.context, self.run, self.send = context, run, send
-        self.every = max(1, context.total_steps // POINTS_PER_RUN)
+    def __init__(self, context: Context, run: str, generation: int, send: Send) -> None:
+        self.context, self.run, self.generation, self.send = context, run, generation, send
+        self.every = max(1, min(context.total_steps // POINTS_PER_RUN, COMMIT_STEPS))
+        self.uses: dict[int, Use] = dict(context._commit.uses)
+        self.steps_per_epoch = context._batches.order.steps_per_epoch
         self.now: dict[str, torch.Tensor] = {}
         self.rows: list[_Step] = []
         self.points: list[list[Any]] = []
@@ -310,8 +326,8 @@ class _Report:
             if bad is not None:
                 self._send_points(epoch)
                 raise self.context.diverged(*bad)
-            self.context.remember_good()
         if rows:
+            self.context.commit(self.uses)
             now = time.monotonic()
             rate = sum(one.n_global for one in rows) / max(now - self.added_at, 1e-9)
             self._add_point(rows[-1].step + 1, "rows_per_s", rate)
@@ -326,11 +342,17 @@ class _Report:
         sums = torch.tensor([[digest - (digest >> 63 << 64), n] for digest, n in mine], device=self.context.device)
         if self.context.world_size > 1:
             dist.all_reduce(sums)
-        uses = [
-            (part[0].step, part[-1].step + 1, n, digest & MASK)
-            for part, (digest, n) in zip(parts, sums.tolist(), strict=True)
-        ]
-        self.message("audit", uses=uses)
+        for part, (digest, n) in zip(parts, sums.tolist(), strict=True):
+            self._use(part[0].step, part[-1].step + 1, n, digest & MASK)
+        self.message("audit", uses=list(self.uses.values()))
+
+    def _use(self, first: int, stop: int, rows: int, digest: int) -> None:
+        """Add steps to the stretch of their epoch that they follow on."""
+        begin = first // self.steps_per_epoch * self.steps_per_epoch
+        if begin in self.uses and self.uses[begin][1] == first:
+            _, _, before, sum_before = self.uses[begin]
+            first, rows, digest = begin, before + rows, (sum_before + digest) & MASK
+        self.uses[first] = (first, stop, rows, digest)
 
     def _means(self, rows: list[_Step], names: list[str]) -> list[list[float]]:
         """Mean of each value over the rows of all ranks, step by step: one all-reduce for all steps."""
@@ -356,5 +378,6 @@ class _Report:
 
     def message(self, kind: str, **keys: Any) -> None:
         if self.context.rank == 0:
-            self.send({"run": self.run, "kind": kind, "time": time.time(), **keys})
+            about = {"run": self.run, "kind": kind, "time": time.time(), "generation": self.generation}
+            self.send({**about, **keys})
             self.sent += 1

@@ -61,6 +61,7 @@ def fit_loop(context: Context, module: nn.Module, config: FitConfig) -> nn.Modul
     context.keep(optimizer=optimizer)
     target = context.target
     best = _Best(config.patience)
+    context.keep(best=best)
     model.train()
     for batch in context.batches:
         output = model(*batch.inputs)
@@ -86,6 +87,12 @@ class _Best:
     def __init__(self, patience: int | None) -> None:
         self.patience, self.loss, self.epoch = patience, float("inf"), 0
         self.state: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"loss": self.loss, "epoch": self.epoch, "state": self.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loss, self.epoch, self.state = state["loss"], state["epoch"], state["state"]
 
     def is_over(self, loss: float, module: nn.Module, epoch: int) -> bool:
         if self.patience is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distributed import Client, get_worker
@@ -17,12 +17,14 @@ from daskdl.data.rows import Rows, TensorEncoder, learn, read_rows
 from daskdl.data.schema import Kinds, Missing, Schema
 from daskdl.data.shards import Sampling, Shards
 from daskdl.data.target import Target
-from daskdl.errors import DataError, RankFailed
+from daskdl.errors import DataError, NotEnoughWorkers, RankFailed, WorkerLost
 from daskdl.execution import spmd
+from daskdl.execution.calls import call_workers
 from daskdl.preflight.facts import facts_of_rows
 from daskdl.preflight.findings import worth_saying
 from daskdl.tracking.record import TOPIC
 from daskdl.tracking.run import Run
+from daskdl.training.commit import Commit, commit_step, forget_commit, take_commit
 
 VALIDATION_ROWS = 8192  # per rank and forward pass
 
@@ -163,6 +165,8 @@ class Feed:
     ----------
     order, validation_order : SampleOrder
     epochs : int
+    generation : int
+        Gangs of the run before this one.
     """
 
     order: SampleOrder
@@ -172,6 +176,7 @@ class Feed:
     run: str
     validation_order: SampleOrder | None = None
     transform: Transform | None = None
+    generation: int = 0
 
 
 def weight_column(sampling: str | None) -> str | None:
@@ -242,28 +247,68 @@ class Job:
         return self.epochs * self.order.steps_per_epoch
 
     def run(self, loop: Callable[..., Any], args: tuple[Any, ...], run: Run) -> tuple[Any, dict[str, Any]]:
-        """Launch the loop on all ranks; return what it returned on rank 0, and the state it kept."""
+        """Launch the loop on all ranks; return what it returned on rank 0, and the state it kept.
+
+        When a worker dies, the others go on from the last commit that one of them has.
+        """
         run.remember_order(self.order)
         feed = Feed(self.order, self.epochs, self.schema, self.target, run.id, self._validation_order, self.transform)
         with ExitStack() as stack:
-            readers = [stack.enter_context(shards).readers() for shards in self._shards]
+            for shards in self._shards:
+                stack.enter_context(shards)
             if self.client is None:
-                answers = [rank_main(loop, feed, args, run.receive, *(mine[0] for mine in readers))]
+                answers = [rank_main(loop, feed, args, run.receive, None, *(s.readers([])[0] for s in self._shards))]
             else:
-                answers = unwrapped(
+                stack.callback(self._forget_commits, run.id)
+                feed, answers = self._run_gangs(loop, feed, args, run)
+        value, state, n_messages = answers[0]
+        run.wait_for_messages(n_messages, feed.generation)
+        return value, state
+
+    def _run_gangs(self, loop: Callable[..., Any], feed: Feed, args: tuple[Any, ...], run: Run) -> tuple[Feed, Any]:
+        """Run gang after gang until one comes to the end."""
+        commit: Any = None
+        while True:
+            try:
+                readers = [shards.readers(self.workers) for shards in self._shards]
+                return feed, unwrapped(
                     spmd.run,
                     rank_main,
                     loop,
                     feed,
                     args,
                     None,
+                    commit,
                     rank_args=list(zip(*readers, strict=True)),
                     workers=self.workers,
                     client=self.client,
                 )
-        value, state, n_messages = answers[0]
-        run.wait_for_messages(n_messages)
-        return value, state
+            except (WorkerLost, NotEnoughWorkers) as lost:
+                commit = self._recover(lost, run)
+                feed = replace(feed, generation=feed.generation + 1)
+
+    def _recover(self, lost: Exception, run: Run) -> Any:
+        """Settle with which workers to go on, and from which commit: that of a survivor, as all have the same."""
+        assert self.client is not None
+        alive = self.client.scheduler_info(n_workers=-1)["workers"]
+        gone = [worker for worker in self.workers if worker not in alive]
+        self.workers = [worker for worker in self.workers if worker in alive]
+        if not gone or not self.workers:
+            raise lost
+        steps = call_workers(self.client, commit_step, run.id, workers=self.workers)
+        holder = max(steps, key=lambda worker: steps[worker], default=self.workers[0])
+        step = steps.get(holder, 0)
+        run.event(
+            "worker_lost",
+            f"{', '.join(gone)} left the cluster. Training goes on with {len(self.workers)} of "
+            f"{len(self.workers) + len(gone)} ranks, from step {step}: steps after it are done again.",
+            step,
+        )
+        return self.client.submit(take_commit, run.id, workers=[holder], allow_other_workers=False, pure=False)
+
+    def _forget_commits(self, run: str) -> None:
+        assert self.client is not None
+        call_workers(self.client, forget_commit, run, workers=self.workers)
 
 
 def unwrapped(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -283,9 +328,10 @@ def rank_main(
     feed: Feed,
     args: tuple[Any, ...],
     send: Callable[[dict[str, Any]], None] | None,
+    commit: Commit | None,
     *readers: Reader,
 ) -> tuple[Any, dict[str, Any], int]:
-    """What a rank does: make its context, run the loop, hand back rank 0's answer."""
+    """What a rank does: make its context, run the loop (from a commit if there is one), hand back rank 0's answer."""
     import torch
     import torch.distributed as dist
 
@@ -304,7 +350,8 @@ def rank_main(
     ]
     with torch.random.fork_rng():
         torch.manual_seed(feed.order.seed * 1_000_003 + rank)
-        context = Context(rank, world_size, batches, feed.schema, feed.target, feed.run, send or log_event)
+        about = (feed.schema, feed.target, feed.run, feed.generation)
+        context = Context(rank, world_size, batches, *about, send or log_event, commit)
         value = loop(context, *args)
     if rank != 0:
         return None, {}, 0

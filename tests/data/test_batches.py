@@ -55,6 +55,20 @@ def test_resuming_anywhere_repeats_and_loses_nothing(stop: int) -> None:
     assert seen + [b.arrays["row"].tolist() for b in second] == whole
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 8, 11])
+def test_resuming_at_a_last_batch_in_which_a_rank_has_no_rows(world_size: int) -> None:
+    counts = [5, 4]
+    order = SampleOrder(counts, 8, seed=2, window_rows=3)  # the last batch has one row
+    for rank in range(world_size):
+        blocks = {g: block for g, block in make_blocks(counts).items() if g in order.groups_of(rank, world_size)}
+        reader = Blocks(blocks if blocks else make_blocks(counts))
+        whole = [b.arrays for b in RankBatches(order, reader, rank, world_size, epochs=3)]
+        for stop in (1, 3, 5):
+            found = [b.arrays for b in RankBatches(order, reader, rank, world_size, 3, stop)]
+            assert [a["row"].tolist() for a in found] == [a["row"].tolist() for a in whole[stop:]]
+            assert [a["x"].shape for a in found] == [a["x"].shape for a in whole[stop:]]
+
+
 def test_a_place_of_another_seed_is_refused() -> None:
     batches = RankBatches(SampleOrder([4], 2, seed=1), Blocks(make_blocks([4])), 0, 1, epochs=1)
     with pytest.raises(ValueError, match="belongs to seed 2, the batches have seed 1"):

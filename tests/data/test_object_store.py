@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from data.conformance import check_source
 from distributed import Client
-from faulty_store import FINE, SECRET, Fault, FaultyStore, faulty_store, sometimes
+from faulty_store import FINE, SECRET, Fault, FaultyStore, Plan, faulty_store, sometimes
 
 import daskdl
+from daskdl.data import remote
 from daskdl.data.batches import RankBatches
 from daskdl.data.order import SampleOrder
 from daskdl.data.reading import Encoded
@@ -32,8 +33,9 @@ def server() -> Iterator[FaultyStore]:
 
 
 @pytest.fixture
-def store(server: FaultyStore, tmp_path: Path) -> FaultyStore:
-    """A store that works, with three files of five row groups, which also lie in ``tmp_path / "data"``."""
+def store(server: FaultyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyStore:
+    """A store that works, with three files of two row groups, which also lie in ``tmp_path / "data"``."""
+    monkeypatch.setattr(remote, "FIRST_WAIT_SECONDS", 0.01)
     server.reset()
     (tmp_path / "data").mkdir()
     for i in range(3):
@@ -44,7 +46,7 @@ def store(server: FaultyStore, tmp_path: Path) -> FaultyStore:
 
 def write(store: FaultyStore, path: Path, start: int) -> None:
     row = np.arange(start, start + 500)
-    pd.DataFrame({"row": row, "x": row / 3, "late": row % 2}).to_parquet(path, row_group_size=100)
+    pd.DataFrame({"row": row, "x": row / 3, "late": row % 2}).to_parquet(path, row_group_size=250)
     fsspec.filesystem("s3", **store.options).put_file(str(path), f"bucket/data/{path.name}")
 
 
@@ -64,7 +66,7 @@ def test_files_in_a_store_are_read_as_local_ones_are(store: FaultyStore, tmp_pat
 
 
 def test_every_row_comes_once_from_a_store_that_fails_now_and_then(store: FaultyStore) -> None:
-    store.reset(sometimes(3, s500=0.06, s503=0.06, cut=0.08))
+    store.reset(sometimes(4, s500=0.1, s503=0.1, cut=0.15))
     source = on_s3(store)
     rows = [batch.arrays["row"] for rank in (0, 1) for batch in batches_of(source, rank, 2)]
     assert store.faults >= 5
@@ -78,10 +80,14 @@ FAULTS = {
 }
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(30)
 @pytest.mark.parametrize("plan", FAULTS.values(), ids=FAULTS)
-def test_a_store_that_always_fails_is_given_up_with_the_place_named(store: FaultyStore, plan: object) -> None:
+def test_a_store_that_always_fails_is_given_up_with_the_place_named(
+    store: FaultyStore, monkeypatch: pytest.MonkeyPatch, plan: Plan
+) -> None:
     batches = batches_of(on_s3(store))
+    if plan is FAULTS["cut short"]:  # what takes longest, with the real waits
+        monkeypatch.setattr(remote, "FIRST_WAIT_SECONDS", 0.25)
     store.reset(plan)
     with pytest.raises(
         DataError, match=r"bucket/data/part-\d\.parquet, row group \d cannot be read, after 4 tries"
