@@ -33,7 +33,7 @@ def picks_per_group(totals: Sequence[float], n: int, seed: int) -> Ints:
         raise ValueError(
             f"weights must be 0 or more and not all 0, and finite; the groups add up to {weights[:10].tolist()}"
         )
-    edges = np.floor(np.cumsum(weights) / weights.sum() * n + philox(seed, 4).random())
+    edges = np.minimum(np.floor(np.cumsum(weights) / weights.sum() * n + philox(seed, 4).random()), n)
     last = np.flatnonzero(weights)[-1]
     edges[last:] = n  # whatever was lost by rounding
     return np.diff(edges, prepend=0).astype(np.int64)

@@ -77,7 +77,10 @@ def to_tensors(block: Any, device: torch.device) -> tuple[tuple[torch.Tensor, ..
     def tensor(array: Any) -> torch.Tensor:
         # a view of a file's or a frame's memory is read-only, and a tensor of it could be written to
         array = np.require(array, requirements=["C", "W"])
-        moved = torch.from_numpy(array).to(device, non_blocking=True)
+        held = torch.from_numpy(array)
+        if device.type == "cuda":
+            held = held.pin_memory()  # or the copy would not be asynchronous
+        moved = held.to(device, non_blocking=True)
         return moved.long() if array.dtype.kind == "i" else moved
 
     first = [name for name in ("numbers", "codes") if name in block]
@@ -162,14 +165,11 @@ class Context:
     @property
     def batches(self) -> Iterator[TensorBatch]:
         """This rank's batches, epoch after epoch; every rank gets the same number of them."""
-        previous: TensorBatch | None = None
-        steps = self._batches.order.steps_per_epoch
-        for batch in self._batches:
+        for batch, tensors in self._copied(self._batches):
             if spmd.stopping():
                 raise RuntimeError(f"stopped at step {batch.step}: another rank of the gang failed, or the client did")
-            previous = self._tensors(batch, previous, (batch.step + 1) % steps == 0)
             self._share.value = batch.n_rows / batch.n_global
-            yield previous
+            yield tensors
             self.step = batch.step + 1
             self._report.close_step(batch)
             if self._stopped:
@@ -187,8 +187,29 @@ class Context:
         if self._validation is None:
             raise ValueError("there are no validation rows: fit was called without validation_data")
         self._validation.next_step = 0
-        for batch in self._validation:
-            yield self._tensors(batch, None, False)
+        for _, tensors in self._copied(self._validation):
+            yield tensors
+
+    def _copied(self, batches: RankBatches) -> Iterator[tuple[Batch, TensorBatch]]:
+        """Batches on the device. A GPU gets the next one, on a stream of its own, while the loop works on this one."""
+        stream = torch.cuda.Stream() if self.device.type == "cuda" else None
+        waiting: tuple[Batch, TensorBatch] | None = None
+        tensors: TensorBatch | None = None
+        for batch in batches:
+            with torch.cuda.stream(stream):
+                last = (batch.step + 1) % batches.order.steps_per_epoch == 0
+                tensors = self._tensors(batch, tensors, last)
+            if stream is None:
+                yield batch, tensors
+                continue
+            if waiting is not None:
+                yield waiting
+            torch.cuda.current_stream().wait_stream(stream)
+            for tensor in (*tensors.inputs, tensors.y):
+                tensor.record_stream(torch.cuda.current_stream())
+            waiting = batch, tensors
+        if waiting is not None:
+            yield waiting
 
     def _tensors(self, batch: Batch, previous: TensorBatch | None, last_of_epoch: bool) -> TensorBatch:
         if batch.n_rows == 0 and previous is not None:

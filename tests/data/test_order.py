@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,3 +133,45 @@ def test_steps_and_ranks_out_of_range_are_refused() -> None:
         order.rows(0, 3)
     with pytest.raises(ValueError, match=r"rank must be in \[0, 2\), got 2"):
         order.slices(0, rank=2, world_size=2)
+
+
+@settings(deadline=None)
+@given(orders.filter(lambda order: order.steps_per_epoch > 0), st.integers(0, 10**6), st.data())
+def test_a_step_reached_at_once_is_the_one_reached_by_going_there(
+    order: SampleOrder, epoch: int, data: st.DataObject
+) -> None:
+    step = data.draw(st.integers(0, order.steps_per_epoch - 1))
+    replayed = [order.rows(e, s) for e in (epoch, epoch + 1) for s in range(order.steps_per_epoch)]
+    fresh = replace(order)  # has computed nothing
+    assert np.array_equal(fresh.rows(epoch + 1, step), replayed[order.steps_per_epoch + step])
+    assert np.array_equal(replace(order).rows(epoch, step), replayed[step])
+
+
+@pytest.mark.parametrize("options", [{}, {"lanes": 4, "window_rows": 16}], ids=["memory", "files"])
+def test_no_two_of_twenty_epochs_are_equal(options: dict) -> None:
+    order = SampleOrder([37, 0, 81, 12, 50], 16, seed=7, **options)
+    assert len({tuple(epoch_rows(order, epoch).tolist()) for epoch in range(20)}) == 20
+
+
+def test_rows_side_by_side_in_one_epoch_are_apart_in_the_next() -> None:
+    order = SampleOrder([2_000] * 8, 128, seed=0)
+    places = [np.argsort(epoch_rows(order, epoch)) for epoch in (0, 1)]
+    row, neighbour = epoch_rows(order, 0)[:-1], epoch_rows(order, 0)[1:]
+    together = np.abs(places[1][row] - places[1][neighbour]) == 1
+    assert together.mean() < 0.01
+
+
+def test_batches_are_drawn_from_the_whole_data_alike() -> None:
+    """Of the mean row number of a batch: a full shuffle strays as far from the average, or further."""
+    order = SampleOrder([1_000] * 32, 256, seed=0)
+    means = epoch_rows(order, 0).reshape(-1, 256).mean(axis=1)
+    assert means.std() < order.n_rows / np.sqrt(12 * 256)
+
+
+def test_rows_of_a_file_are_spread_over_the_epoch_and_its_groups_are_read_once() -> None:
+    order = SampleOrder([1_000] * 64, 512, seed=0, lanes=16, window_rows=2_000)
+    places = np.argsort(epoch_rows(order, 0)).reshape(64, 1_000)
+    assert places.std(axis=1).min() > 10 * 1_000 / np.sqrt(12), "ten times further than in the file"
+    for world_size in (1, 2, 4, 8, 16):
+        readers = [set(order.groups_of(rank, world_size)) for rank in range(world_size)]
+        assert sum(map(len, readers)) == len(set.union(*readers)) == 64
