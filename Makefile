@@ -45,7 +45,7 @@ notebooks: $(VENV)/.stamp-dev  ## run every notebook
 	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=900 $(NOTEBOOKS))
 
 bench: $(VENV)/.stamp-dev  ## run the benchmarks
-	for script in $(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+	for script in $(filter-out benchmarks/harness.py benchmarks/loading.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 screenshots: $(VENV)/.stamp-dev browser-deps  ## take the picture of the README
 	$(BIN)/python docs/screenshot.py
@@ -64,10 +64,16 @@ browser-deps:  ## a Chromium for the browser test
 
 peers: $(PEERS)/.stamp  ## the environment of the systems the benchmarks compare with
 
+# Loaders that pin old versions of what the other peers need: without their pins, and no error where that fails.
+WILLING := petastorm mosaicml-streaming torchvision==0.28.0
+THEIRS := six future diskcache pyzmq dill catalogue xxhash zstd Brotli python-snappy tqdm transformers pillow psutil
+
 $(PEERS)/.stamp:
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0
 	$(PEERS)/bin/python -m pip install --quiet torch==2.13.0 "ray[train,tune,data]" scikit-learn xgboost-cpu pyarrow pandas
+	for peer in $(THEIRS) "--no-deps $(WILLING)"; do \
+	  timeout 300 $(PEERS)/bin/python -m pip install --quiet torch==2.13.0 $$peer || echo "not installed: $$peer"; done
 	touch $@
 
 $(BIN)/python:

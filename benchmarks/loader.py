@@ -39,7 +39,7 @@ def files() -> list[str]:
 def daskdl_() -> None:
     """Read in the exact sample order, straight from the files."""
     from daskdl.data.loader import batches as batches_of
-    from daskdl.data.parquet import ParquetSource
+    from daskdl.data.sources.parquet import ParquetSource
 
     source, (schema, target) = ParquetSource(str(folder())), learned()
 
@@ -49,16 +49,16 @@ def daskdl_() -> None:
         batches = iter(made)
         return lambda: (batch["y"] for batch in islice(batches, made.steps_per_epoch))
 
-    contest(prepare, labels_of(folder()))
+    contest(prepare, lambda: labels_of(folder()))
 
 
 def daskdl_memory() -> None:
     """Read in the exact sample order, from blocks in memory."""
     from daskdl.data.batches import RankBatches
     from daskdl.data.order import SampleOrder
-    from daskdl.data.parquet import ParquetSource
     from daskdl.data.reading import Blocks
     from daskdl.data.rows import TensorEncoder, encode_piece
+    from daskdl.data.sources.parquet import ParquetSource
 
     source, (schema, target) = ParquetSource(str(folder())), learned()
     encoder = TensorEncoder(schema, target, "y")
@@ -69,7 +69,7 @@ def daskdl_memory() -> None:
         batches = iter(RankBatches(order, Blocks(blocks), rank=0, world_size=1, epochs=3))
         return lambda: (batch.arrays["y"] for batch in islice(batches, order.steps_per_epoch))
 
-    contest(prepare, labels_of(folder()))
+    contest(prepare, lambda: labels_of(folder()))
 
 
 def learned() -> tuple[Any, Any]:
@@ -78,7 +78,7 @@ def learned() -> tuple[Any, Any]:
     import pyarrow.parquet as pq
 
     from daskdl.data.schema import Schema
-    from daskdl.data.target import Target
+    from daskdl.data.schema.target import Target
 
     rows = pq.ParquetFile(files()[0]).read_row_group(0)
     return Schema.learn(rows.select(FEATURES)), Target(np.unique(rows["y"].to_numpy()))
@@ -107,10 +107,10 @@ def row_groups(mine: list[str]) -> Iterator[tuple[Any, Any]]:
 
 def pyarrow_() -> None:
     """Shuffle inside row groups only, in one thread beside those that pyarrow decodes with."""
-    import pyarrow.parquet
+    import pyarrow.parquet  # noqa: F401
     import torch  # noqa: F401
 
-    contest(lambda: lambda: (y for _, y in row_groups(files())), labels_of(folder()))
+    contest(lambda: lambda: (y for _, y in row_groups(files())), lambda: labels_of(folder()))
 
 
 def torch_dataloader() -> None:
@@ -127,7 +127,7 @@ def torch_dataloader() -> None:
         loader = DataLoader(RowGroups(), batch_size=None, num_workers=2, persistent_workers=True)
         return lambda: (y for _, y in loader)
 
-    contest(prepare, labels_of(folder()), family=True)
+    contest(prepare, lambda: labels_of(folder()), family=True)
 
 
 def numpy_memory() -> None:
@@ -140,7 +140,7 @@ def numpy_memory() -> None:
         x, y = np.column_stack([rows[name].to_numpy() for name in FEATURES]), rows["y"].to_numpy()
         return partial(shuffled, x, y)
 
-    contest(prepare, labels_of(folder()))
+    contest(prepare, lambda: labels_of(folder()))
 
 
 def shuffled(x: Any, y: Any) -> Iterator[Any]:
@@ -168,10 +168,12 @@ def ray_data() -> None:
     data = ray.data.read_parquet(str(folder()))
 
     def begin() -> Iterator[Any]:
-        batches = data.iter_torch_batches(batch_size=BATCH, prefetch_batches=2, local_shuffle_buffer_size=SHUFFLE_BUFFER)
+        batches = data.iter_torch_batches(
+            batch_size=BATCH, prefetch_batches=2, local_shuffle_buffer_size=SHUFFLE_BUFFER
+        )
         return (batch["y"] for batch in batches)
 
-    contest(lambda: begin, labels_of(folder()), family=True)
+    contest(lambda: begin, lambda: labels_of(folder()), family=True)
 
 
 def petastorm() -> None:
@@ -187,7 +189,7 @@ def petastorm() -> None:
             loader = BatchedDataLoader(reader, batch_size=BATCH, shuffling_queue_capacity=SHUFFLE_BUFFER)
             yield from (batch["y"] for batch in loader)
 
-    contest(lambda: begin, labels_of(folder()))
+    contest(lambda: begin, lambda: labels_of(folder()))
 
 
 CHILDREN = {
@@ -209,7 +211,11 @@ if __name__ == "__main__":
         measure(
             "loader",
             "rows/s",
-            {who: [python[who], __file__, "--rows", str(options.rows), "--child", who] for who in CHILDREN if who in only},
+            {
+                who: [python[who], __file__, "--rows", str(options.rows), "--child", who]
+                for who in CHILDREN
+                if who in only
+            },
             reference="pyarrow",
             better="higher",
             runs=options.runs,

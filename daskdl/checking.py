@@ -10,7 +10,7 @@ import numpy as np
 from distributed import Client
 
 from daskdl.data.schema import Schema
-from daskdl.data.stats import ColumnStats
+from daskdl.data.schema.stats import ColumnStats
 from daskdl.errors import DataError
 from daskdl.preflight.facts import Facts
 from daskdl.preflight.findings import findings
@@ -93,7 +93,7 @@ def step_seconds(columns: Mapping[Any, ColumnStats], n_outputs: int, n_rows: int
     Examples
     --------
     >>> import pandas as pd
-    >>> from daskdl.data.stats import describe
+    >>> from daskdl.data.schema.stats import describe
     >>> 0 < step_seconds({"x": describe(pd.Series([1.0, 2.0]))}, 1, 64) < 60
     True
     """

@@ -17,9 +17,9 @@ import pytest
 from distributed import Client, wait
 
 import daskdl
-from daskdl.data.memory import MemorySource
 from daskdl.data.rows import read_rows
-from daskdl.data.stats import ColumnStats
+from daskdl.data.schema.stats import ColumnStats
+from daskdl.data.sources.memory import MemorySource
 from daskdl.errors import DataError
 from daskdl.preflight.facts import Facts, Pieces, Speed, Worker, facts_of_rows, is_identifier, sorted_by_label
 from daskdl.preflight.findings import findings, worth_saying

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-JOINED_BYTES = 1 << 16  # copied without letting other threads run
+TAKEN_ROWS = 1_024  # of different lengths, at a time
+HELD_COPY_BYTES = 1 << 16  # copied without letting other threads run
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +64,14 @@ class Ragged:
         """Rows ``index``, in that order."""
         lengths = self.lengths[index]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        at = np.repeat(self.offsets[:-1][index] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Ragged(self.values[at], offsets)
+        shift = self.offsets[:-1][index] - offsets[:-1]
+        values = np.empty((offsets[-1], *self.values.shape[1:]), self.values.dtype)
+        for first in range(0, len(index), TAKEN_ROWS):  # the places of all values take more memory than the values
+            rows = slice(first, first + TAKEN_ROWS)
+            start, stop = offsets[first], offsets[min(first + TAKEN_ROWS, len(index))]
+            at = np.repeat(shift[rows], lengths[rows]) + np.arange(start, stop)
+            np.take(self.values, at, axis=0, out=values[start:stop], mode="clip")
+        return Ragged(values, offsets)
 
     def padded(self, fill: Any) -> npt.NDArray[Any]:
         """Rows as one array as wide as the longest: shape (n_rows, longest, ...)."""
@@ -99,41 +106,54 @@ def inverse(permutation: Ints) -> Ints:
     return places
 
 
-def scatter(parts: Sequence[Array], places: Ints, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Write the rows of several arrays, laid end to end, to rows ``places`` of ``out``.
+def scatter(parts: Sequence[npt.NDArray[Any]], places: Ints, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Write the rows of several arrays of one type, laid end to end, to rows ``places`` of ``out``, and return it.
 
     Examples
     --------
     >>> scatter([np.array([[1, 2]]), np.array([[3, 4], [5, 6]])], np.array([2, 0, 1]), np.empty((3, 2), int)).tolist()
     [[3, 4], [5, 6], [1, 2]]
     """
-    at = 0
-    rows = _as_items(out)
+    at, items = 0, _as_items(out)
     for part in parts:
-        assert not isinstance(part, Ragged)
-        rows[places[at : at + len(part)]] = _as_items(np.ascontiguousarray(part))
+        items[places[at : at + len(part)]] = _as_items(np.ascontiguousarray(part))
         at += len(part)
     return out
 
 
 def _as_items(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Rows as items of their size in bytes, which numpy copies as a whole."""
-    size = array.dtype.itemsize * math.prod(array.shape[1:])
-    return array if array.ndim == 1 or not size else array.reshape(len(array), -1).view(f"V{size}")[:, 0]
+    width = math.prod(array.shape[1:])
+    if array.ndim == 1 or not width:
+        return array
+    return array.reshape(len(array), width).view(f"V{array.dtype.itemsize * width}")[:, 0]
+
+
+def alike(parts: Sequence[Array]) -> bool:
+    """Whether arrays hold plain values of one type and rows of one shape."""
+    first = parts[0]
+    return all(
+        isinstance(part, np.ndarray)
+        and part.dtype == first.dtype != object  # type: ignore[union-attr]
+        and part.shape[1:] == first.shape[1:]  # type: ignore[union-attr]
+        for part in parts
+    )
 
 
 def join(parts: Sequence[Array]) -> Array:
     """Lay the rows of several arrays end to end; always a copy.
 
-    Numpy lets another thread run at each array of more than 500 items, and this one waits until it may go on. Many
-    pieces of some hundred small rows are therefore joined as items that are whole rows.
+    Numpy lets other threads run while it copies more than 500 items, and then has to wait for its turn again. So many
+    pieces of some hundred rows are joined as items that are whole rows.
     """
     if isinstance(parts[0], Ragged):
         return Ragged.concat(parts)  # type: ignore[arg-type]
-    if parts[0].dtype == object or parts[0].nbytes > JOINED_BYTES or not all(p.flags.c_contiguous for p in parts):
-        return np.concatenate(parts)  # type: ignore[arg-type]
-    items = np.concatenate([_as_items(part) for part in parts])
-    return items.view(parts[0].dtype).reshape(-1, *parts[0].shape[1:])
+    arrays: Sequence[npt.NDArray[Any]] = parts  # type: ignore[assignment]
+    small = 0 < arrays[0].nbytes <= HELD_COPY_BYTES
+    if not small or not alike(arrays) or not all(a.flags.c_contiguous for a in arrays):
+        return np.concatenate(arrays)
+    items = np.concatenate([_as_items(a) for a in arrays])
+    return items.view(arrays[0].dtype).reshape(-1, *arrays[0].shape[1:])
 
 
 def concat(blocks: Sequence[Block]) -> dict[str, Array]:

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from daskdl.data.order import SampleOrder, share
 from daskdl.data.reading import USE, Plan, Reader, Windows
 
 Order = SampleOrder | Mixture
-Finish = Callable[[Block], Block]
+Finish = Callable[[Block, Executor], Block]
 Transform = Callable[[dict[str, Array], Keys], Block]
 
 READ_THREADS = 2
@@ -66,7 +66,8 @@ class RankBatches:
     start : int
         Global step to begin at.
     finish : callable, optional
-        Called with the arrays of each batch in the background, such as ``schema.finish``.
+        Called with the arrays of each batch and the pool of threads that read, in the background, such as
+        ``schema.finish``.
     transform : callable, optional
         Called with what ``finish`` gave and a key per row, ``transform(arrays, keys)``; returns arrays of as many
         rows. Keys are uint64 of shape (n_rows,), another in every epoch and the same for any number of ranks: random
@@ -174,7 +175,7 @@ class RankBatches:
                 empty = self._no_rows()
             arrays = windows.read(plan) if plan.pieces else dict(empty or {})
             empty = {name: array[:0] for name, array in arrays.items()}
-            yield self._batch(plan.step, arrays)
+            yield self._batch(plan.step, arrays, windows.pool)
 
     def _no_rows(self) -> Block:
         """Fields of a batch without rows, from a row that this rank reads at another step, if it ever reads one."""
@@ -184,20 +185,28 @@ class RankBatches:
         block = next(iter(self.readers[dataset].read(group, first, first + 1, epoch)))
         return {name: array[:0] for name, array in block.items()} | {USE: np.empty(0, dtype=np.uint64)}
 
-    def _batch(self, step: int, arrays: dict[str, Array]) -> Batch:
+    def _batch(self, step: int, arrays: dict[str, Array], pool: Executor) -> Batch:
         epoch, step_in_epoch = divmod(step, self.order.steps_per_epoch)
         n_global = self.order.batch_rows(step_in_epoch)
         low, high = share(n_global, self.rank, self.world_size)
         keys: Keys = arrays.pop(USE)  # type: ignore[assignment]
-        finished = dict(self.finish(arrays)) if self.finish else arrays
+        finished = dict(self.finish(arrays, pool)) if self.finish else arrays
         if self.transform:
-            finished = dict(self.transform(finished, keys))
-            wrong = {name: len(array) for name, array in finished.items() if len(array) != len(keys)}
-            if wrong:
-                raise ValueError(
-                    f"transform(arrays, keys) must keep the rows of a batch: it got {len(keys)} and returned {wrong}"
-                )
+            finished = self._transformed(finished, keys)
         return Batch(finished, epoch, step, high - low, n_global, total(keys))
+
+    def _transformed(self, arrays: dict[str, Array], keys: Keys) -> dict[str, Array]:
+        assert self.transform is not None
+        names = set(arrays)
+        found = dict(self.transform(arrays, keys))
+        wrong = {name: len(array) for name, array in found.items() if len(array) != len(keys)}
+        if wrong or not names <= found.keys():
+            returned = {name: len(array) for name, array in found.items()}
+            raise ValueError(
+                f"a batch_transform must keep the fields and rows of a batch: it got {len(keys)} rows of "
+                f"{sorted(names)} and returned {returned}"
+            )
+        return found
 
 
 def _put(

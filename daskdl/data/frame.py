@@ -11,10 +11,11 @@ import pandas as pd
 from dask.dataframe.dask_expr._expr import are_co_aligned
 
 from daskdl.data.schema import Kinds, column_kind
-from daskdl.data.source import Source
+from daskdl.data.sources.base import Source
 from daskdl.errors import DataError
 
 LABEL = "__label__"
+NO_TARGET = "requires y to be passed, but the target y is None. Give a Series as long as X, or the name of a column."
 
 Frame = Any  # a pandas, cudf or Dask DataFrame
 
@@ -32,6 +33,11 @@ def as_frame(X: Any, kinds: Kinds | None = None) -> Frame:
     DataError
         A column that is neither number nor category, known from the types alone.
     """
+    if isinstance(X, str):
+        raise DataError(
+            f"X is the text {X[:80]!r}. If it is a path, say what lies there: daskdl.ParquetSource({X[:80]!r}), "
+            "TextSource or ImageFolderSource, or read it with dask.dataframe."
+        )
     if not is_lazy(X) and not isinstance(X, pd.DataFrame) and not _is_cudf(X):
         from sklearn.utils import check_array
 
@@ -87,11 +93,8 @@ def label_column(X: Any, name: Any) -> tuple[Any, Any]:
 def joined(X: Any, y: Any, kinds: Kinds | None = None) -> Frame:
     """Put features and labels into one frame, the labels last, under the name ``__label__``."""
     if y is None:
-        raise ValueError(
-            "requires y to be passed, but the target y is None. Give y as a Series as long as X, or as the name of a "
-            "column of X."
-        )
-    if isinstance(y, str):
+        raise ValueError(NO_TARGET)
+    if isinstance(y, str) and not isinstance(X, str):
         X, y = label_column(X, y)
     X = as_frame(X, kinds)
     if is_lazy(X):

@@ -14,8 +14,8 @@ from daskdl.data.order import SampleOrder
 from daskdl.data.reading import Encoded
 from daskdl.data.rows import TensorEncoder, learn, read_rows
 from daskdl.data.schema import Missing, Schema
-from daskdl.data.source import Source
-from daskdl.data.target import Target
+from daskdl.data.schema.target import Target
+from daskdl.data.sources.base import Source
 
 Batch = dict[str, torch.Tensor]
 
@@ -80,7 +80,7 @@ def batches(
     target: Target | None = None,
     classes: bool = True,
     missing: Missing = "impute",
-    transform: Transform | None = None,
+    batch_transform: Transform | None = None,
     rank: int | None = None,
     world_size: int | None = None,
     threads: int = READ_THREADS,
@@ -110,8 +110,8 @@ def batches(
     classes : bool
         Whether the label is a class (or a number to regress on).
     missing : {"impute", "indicator", "refuse"}
-    transform : callable, optional
-        ``transform(arrays, keys)`` on every batch, in the background; see ``RankBatches``.
+    batch_transform : callable, optional
+        ``batch_transform(arrays, keys)`` on every batch, in the background; see ``RankBatches``.
     rank, world_size : int, optional
         By default ``RANK`` and ``WORLD_SIZE`` of the environment, or 0 of 1.
     threads : int
@@ -133,7 +133,7 @@ def batches(
     Examples
     --------
     >>> import pandas as pd
-    >>> from daskdl.data.memory import MemorySource
+    >>> from daskdl.data.sources.memory import MemorySource
     >>> source = MemorySource(pd.DataFrame({"x": range(10), "late": [0, 1] * 5}))
     >>> for batch in batches(source, "late", batch_size=4):
     ...     print(batch["numbers"].shape, batch["y"].dtype)
@@ -161,7 +161,7 @@ def batches(
         world_size,
         epochs,
         finish=schema.finish,
-        transform=transform,
+        transform=batch_transform,
         threads=threads,
     )
     return Batches(made, schema, target, pin_memory)

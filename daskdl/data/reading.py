@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from daskdl.data.arrays import Array, Block, Ints, Ragged, inverse, join, n_rows, scatter, take
+from daskdl.data.arrays import Array, Block, Ints, alike, inverse, join, n_rows, scatter, take
 from daskdl.data.audit import hashes
 from daskdl.data.order import SampleOrder, Slice, Window
-from daskdl.data.source import WHOLE_GROUP_BYTES, Chunk, Source
+from daskdl.data.sources.base import WHOLE_GROUP_BYTES, Chunk, Source
 from daskdl.errors import DataError
 
 USE = "__use__"  # the field that says for the audit which row stands where
@@ -175,6 +176,8 @@ class Windows:
 
     def load(self, plan: Plan | None = None) -> None:
         """Ask for the windows of a plan, and for as many of the next ones as there is room for."""
+        if not self._queue:
+            return
         needed = {key for key, _, _ in plan.pieces} - self._loading.keys() if plan else set()
         while self._queue and (needed or len(self._early) < self.ahead):
             key, offset = self._queue.popleft()
@@ -214,13 +217,14 @@ class Windows:
         return ordered
 
     def _ordered(self, parts: list[Array], name: str, window: Window, places: Ints) -> Array:
-        """Rows of a window in their order, in memory that another one has left: else the heap would be full of holes."""
-        array = parts[0]
-        if isinstance(array, Ragged) or array.dtype == object:
+        """Rows of a window in their order, in memory that another one has left: else the heap gets holes."""
+        if not alike(parts):
             return take(join(parts), window.permutation)
-        spare = self._spare.setdefault((name, array.dtype.str, array.shape[1:]), [])
-        buffer = spare.pop() if spare else np.empty((self._window_rows, *array.shape[1:]), array.dtype)
-        return scatter(parts, places, buffer[: len(places)])
+        arrays: list[npt.NDArray[Any]] = parts  # type: ignore[assignment]
+        first = arrays[0]
+        spare = self._spare.setdefault((name, first.dtype.str, first.shape[1:]), [])
+        buffer = spare.pop() if spare else np.empty((self._window_rows, *first.shape[1:]), first.dtype)
+        return scatter(arrays, places, buffer[: len(places)])
 
     def _let_go(self, key: Key) -> None:
         self._early.discard(key)

@@ -19,13 +19,13 @@ from distributed import Client, as_completed, futures_of
 
 from daskdl.data.arrays import Block
 from daskdl.data.frame import LABEL, Frame, is_lazy, joined, source_label, to_pandas
-from daskdl.data.parquet import ParquetSource
 from daskdl.data.sampling import WEIGHT
 from daskdl.data.schema import ColumnStats, Kinds, Missing, Schema, describe
-from daskdl.data.source import Chunk, Source, to_frame
-from daskdl.data.staging import stage
-from daskdl.data.target import Target, describe_target
-from daskdl.data.values import names_of
+from daskdl.data.schema.target import Target, describe_target
+from daskdl.data.schema.values import names_of
+from daskdl.data.sources.base import Chunk, Source, to_frame
+from daskdl.data.sources.parquet import ParquetSource
+from daskdl.data.staging.stage import stage
 from daskdl.errors import DataError
 
 MIN_PIECE_ROWS = 1_000  # a frame in memory is not cut finer than this

@@ -20,7 +20,7 @@ from daskdl.data.order import SampleOrder
 from daskdl.data.reading import Blocks, Encoded, Reader
 from daskdl.data.rows import Encoder, Rows
 from daskdl.data.sampling import ByClass, ByWeight, Weighted, balanced_weights, picks_per_group
-from daskdl.data.target import Target
+from daskdl.data.schema.target import Target
 from daskdl.errors import WorkerLost
 
 

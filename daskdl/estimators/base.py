@@ -12,10 +12,11 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
-from daskdl.data.frame import as_frame, is_lazy, label_column
+from daskdl.data.frame import NO_TARGET, as_frame, is_lazy, label_column
 from daskdl.data.rows import Rows, learn, read_rows
 from daskdl.data.schema import Schema
-from daskdl.data.target import Target
+from daskdl.data.schema.target import Target
+from daskdl.data.sources.base import Source
 from daskdl.errors import DataError
 from daskdl.estimators.predict import Outputs, Predictor, predict
 
@@ -55,6 +56,8 @@ class DaskEstimator(BaseEstimator):
     def _read(self, X: Any, y: Any, client: Any, moments: bool, weight: str | None = None, kinds: Any = None) -> Rows:
         """Read and learn: sets ``schema_``, ``target_`` and scikit-learn's fitted attributes."""
         classes = isinstance(self, ClassifierMixin)
+        if y is None:
+            raise ValueError(NO_TARGET)
         rows = read_rows(X, y, classes=classes, client=client, moments=moments, weight=weight, kinds=kinds)
         name = y if isinstance(y, str) else getattr(y, "name", None)
         self.schema_, self.target_ = learn(rows, name, classes=classes, missing=self.missing, kinds=kinds)
@@ -71,8 +74,10 @@ class DaskEstimator(BaseEstimator):
             return None
         if not isinstance(validation_data, tuple) or len(validation_data) != 2:
             raise TypeError(f"validation_data must be (X, y), got {type(validation_data).__name__}")
+        X, y = validation_data
         rows = read_rows(
-            *validation_data,
+            X if isinstance(X, Source) else self._without_weights(X),
+            y,
             classes=isinstance(self, ClassifierMixin),
             client=client,
             moments=False,
@@ -96,8 +101,17 @@ class DaskEstimator(BaseEstimator):
         X = self._with_fit_names(X)
         return predict(Predictor(self.model_, self.schema_, self.target_, type(self)._outputs), X, what)
 
+    def _without_weights(self, X: Any) -> Any:
+        """Drop the column of sampling weights: it is no feature."""
+        weight = getattr(self, "sampling", None)
+        known = self.schema_.names
+        return X.drop(columns=[weight]) if weight in getattr(X, "columns", ()) and weight not in known else X
+
     def _with_fit_names(self, X: Any) -> Any:
         """An array has no names: it must have as many columns as in fit, and gets their names."""
+        if isinstance(X, Source):
+            return X.to_dask()[self.schema_.names]
+        X = self._without_weights(X)
         frame = as_frame(X)
         if not hasattr(X, "columns"):
             if len(frame.columns) != self.n_features_in_:
@@ -113,12 +127,12 @@ class DaskEstimator(BaseEstimator):
 
         Parameters
         ----------
-        X : Dask, pandas or cudf DataFrame, or array of shape (n_rows, n_features)
+        X : Dask, pandas or cudf DataFrame, array of shape (n_rows, n_features), or Source
 
         Returns
         -------
         dask.dataframe.Series or array of shape (n_rows,)
-            Lazy for a Dask frame: rows are predicted on the workers when it is computed. Else computed here.
+            Lazy for a Dask frame or a source: predicted on the workers when it is computed. Else computed here.
 
         Raises
         ------
@@ -201,6 +215,8 @@ class DaskRegressor(RegressorMixin, DaskEstimator):
 def _compared(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
     import dask
 
+    if isinstance(X, Source):
+        X = X.to_dask()
     if isinstance(y, str):
         X, y = label_column(X, y)
     if is_lazy(X):

@@ -13,7 +13,7 @@ import pandas as pd
 
 from daskdl.data.frame import as_frame, is_lazy, to_pandas
 from daskdl.data.schema import Schema
-from daskdl.data.target import Target
+from daskdl.data.schema.target import Target
 
 Outputs = Callable[[Any, Schema, pd.DataFrame], npt.NDArray[np.float32]]
 

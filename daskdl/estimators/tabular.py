@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from daskdl.data.fields import ArrayColumn
 from daskdl.data.schema import Schema
+from daskdl.data.schema.fields import ArrayColumn
 from daskdl.errors import DataError
 
 

@@ -56,8 +56,8 @@ class _TorchEstimator(DaskEstimator):
     kinds : dict, optional
         How columns are read where it is not to be found out: ``{"photo": Image(224, 224), "zip": "category"}``, see
         ``Schema.learn``.
-    transform : callable, optional
-        ``transform(arrays, keys)`` on every training batch, in the background of the ranks; see ``RankBatches``.
+    batch_transform : callable, optional
+        ``batch_transform(arrays, keys)`` on every training batch, in the background of the ranks; see ``RankBatches``.
     num_workers : int, optional
         Ranks; all workers by default.
     seed : int
@@ -94,7 +94,7 @@ class _TorchEstimator(DaskEstimator):
         patience: int | None = None,
         sampling: str | None = None,
         kinds: dict[Any, Any] | None = None,
-        transform: Transform | None = None,
+        batch_transform: Transform | None = None,
         num_workers: int | None = None,
         seed: int = 0,
         name: str | None = None,
@@ -111,7 +111,7 @@ class _TorchEstimator(DaskEstimator):
         self.patience = patience
         self.sampling = sampling
         self.kinds = kinds
-        self.transform = transform
+        self.batch_transform = batch_transform
         self.num_workers = num_workers
         self.seed = seed
         self.name = name
@@ -162,7 +162,7 @@ class _TorchEstimator(DaskEstimator):
             client,
             validation,
             self.sampling,
-            self.transform,
+            self.batch_transform,
         )
         title = self.name or str(getattr(self.module or TabularNet, "__name__", type(self.module).__name__))
         params = {k: v for k, v in self.get_params(deep=False).items() if k not in ("name", "verbose", "seed")}

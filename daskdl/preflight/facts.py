@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from daskdl.data.stats import MAX_CATEGORIES, ColumnStats
+from daskdl.data.schema.stats import MAX_CATEGORIES, ColumnStats
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from daskdl.data.stats import ColumnStats
+from daskdl.data.schema.stats import ColumnStats
 from daskdl.preflight import resources
 from daskdl.preflight.facts import FEW_ROWS, Facts
 from daskdl.preflight.report import Finding, by_severity

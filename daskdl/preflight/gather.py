@@ -17,8 +17,8 @@ from distributed import Client
 
 from daskdl.data.frame import LABEL, is_lazy, joined, label_column, source_label
 from daskdl.data.schema import column_kind
-from daskdl.data.source import Source
-from daskdl.data.stats import ColumnStats
+from daskdl.data.schema.stats import ColumnStats
+from daskdl.data.sources.base import Source
 from daskdl.errors import DataError
 from daskdl.preflight.facts import Facts, Pieces, Speed, sorted_by_label, workers_of
 from daskdl.preflight.look import Seen, encode_rate, label_refused, look, other_categories

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from daskdl.data.encoding import learn_column
 from daskdl.data.frame import LABEL, to_pandas
 from daskdl.data.schema import Schema
-from daskdl.data.source import to_frame
-from daskdl.data.stats import MAX_CATEGORIES, ColumnStats, describe
-from daskdl.data.target import Target, describe_target
+from daskdl.data.schema.encoding import learn_column
+from daskdl.data.schema.stats import MAX_CATEGORIES, ColumnStats, describe
+from daskdl.data.schema.target import Target, describe_target
+from daskdl.data.sources.base import to_frame
 from daskdl.errors import DataError
 from daskdl.preflight.facts import FEW_ROWS, is_identifier
 

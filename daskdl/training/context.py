@@ -17,7 +17,7 @@ from torch import nn
 from daskdl.data.audit import MASK
 from daskdl.data.batches import Batch, RankBatches
 from daskdl.data.schema import Schema
-from daskdl.data.target import Target
+from daskdl.data.schema.target import Target
 from daskdl.errors import LossDiverged
 from daskdl.execution import spmd
 from daskdl.training.commit import Commit, Use, put_commit
@@ -169,8 +169,8 @@ class Context:
             if spmd.stopping():
                 raise RuntimeError(f"stopped at step {batch.step}: another rank of the gang failed, or the client did")
             self._share.value = batch.n_rows / batch.n_global
-            yield tensors
             self.step = batch.step + 1
+            yield tensors
             self._report.close_step(batch)
             if self._stopped:
                 break

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from daskdl.data.target import Target
+from daskdl.data.schema.target import Target
 from daskdl.training.context import Context, to_cpu
 
 AUC_BINS = 4096

@@ -15,8 +15,8 @@ from daskdl.data.order import SampleOrder
 from daskdl.data.reading import Reader, open_reader
 from daskdl.data.rows import Rows, TensorEncoder, learn, read_rows
 from daskdl.data.schema import Kinds, Missing, Schema
+from daskdl.data.schema.target import Target
 from daskdl.data.shards import Sampling, Shards
-from daskdl.data.target import Target
 from daskdl.errors import DataError, NotEnoughWorkers, RankFailed, WorkerLost
 from daskdl.execution import spmd
 from daskdl.execution.calls import call_workers
@@ -73,7 +73,7 @@ def train(
     missing: Missing = "impute",
     sampling: str | None = None,
     kinds: Kinds | None = None,
-    transform: Transform | None = None,
+    batch_transform: Transform | None = None,
     name: str | None = None,
     verbose: int = 1,
     client: Client | None = None,
@@ -108,8 +108,8 @@ def train(
         values; it is no feature. By default every row is used once per epoch.
     kinds : dict, optional
         How columns are read where it is not to be found out; see ``Schema.learn``.
-    transform : callable, optional
-        ``transform(arrays, keys)`` on every training batch, in the background of the ranks; see ``RankBatches``.
+    batch_transform : callable, optional
+        ``batch_transform(arrays, keys)`` on every training batch, in the background of the ranks; see ``RankBatches``.
     name : str, optional
         Of the run.
     verbose : int
@@ -149,7 +149,16 @@ def train(
     rows = read_rows(*data, classes=classes, client=client, weight=weight_column(sampling), kinds=kinds)
     schema, target = learn(rows, getattr(data[1], "name", data[1]), classes=classes, missing=missing, kinds=kinds)
     job = Job(
-        rows, schema, target, batch_size, epochs, seed, num_workers, client, sampling=sampling, transform=transform
+        rows,
+        schema,
+        target,
+        batch_size,
+        epochs,
+        seed,
+        num_workers,
+        client,
+        sampling=sampling,
+        transform=batch_transform,
     )
     params = {"batch_size": batch_size, "epochs": epochs, "missing": missing}
     with started(name or str(getattr(loop, "__name__", "loop")), "train", params, job, verbose) as run:

@@ -12,7 +12,7 @@ import cloudpickle
 import numpy as np
 import pandas as pd
 
-from daskdl.data.source import Source, to_frame
+from daskdl.data.sources.base import Source, to_frame
 
 
 def rows_of(source: Source, group: int, first: int, stop: int) -> list[tuple[Any, ...]]:

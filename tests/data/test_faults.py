@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,10 @@ import daskdl
 from daskdl.data.arrays import Block
 from daskdl.data.batches import RankBatches
 from daskdl.data.order import SampleOrder
-from daskdl.data.parquet import ParquetSource
 from daskdl.data.reading import Blocks, Encoded
 from daskdl.data.rows import TensorEncoder, learn, read_rows
 from daskdl.data.shards import Shards
+from daskdl.data.sources.parquet import ParquetSource
 from daskdl.errors import DataError, WorkerLost
 
 
@@ -122,7 +123,7 @@ def test_a_reader_that_raises_ends_the_iteration_with_its_error_and_leaves_no_th
     assert not our_threads()
 
 
-def raising(arrays: Block) -> Block:
+def raising(arrays: Block, pool: Executor) -> Block:
     raise ZeroDivisionError("on purpose, in finish")
 
 

@@ -127,7 +127,7 @@ def test_random_changes_made_from_keys_are_the_same_for_any_number_of_ranks(path
     def changed(world_size: int) -> list[dict[int, float]]:
         epochs: list[dict[int, float]] = [{}, {}]
         for rank in range(world_size):
-            batches = make(path, epochs=2, transform=jitter, rank=rank, world_size=world_size)
+            batches = make(path, epochs=2, batch_transform=jitter, rank=rank, world_size=world_size)
             for step, batch in enumerate(batches):
                 epochs[step // 16].update(zip(batch["y"].tolist(), batch["noise"].tolist(), strict=True))
         return epochs
@@ -140,8 +140,8 @@ def test_random_changes_made_from_keys_are_the_same_for_any_number_of_ranks(path
 
 
 def test_a_change_that_loses_rows_is_refused(path: str) -> None:
-    with pytest.raises(ValueError, match=r"must keep the rows of a batch: it got 32 and returned \{'y': 31\}"):
-        list(make(path, transform=lambda arrays, keys: {**arrays, "y": arrays["y"][1:]}))
+    with pytest.raises(ValueError, match=r"must keep the fields and rows of a batch: it got 32 rows .*'y': 31"):
+        list(make(path, batch_transform=lambda arrays, keys: {**arrays, "y": arrays["y"][1:]}))
 
 
 def test_two_sources_are_mixed_in_every_batch(path: str) -> None:

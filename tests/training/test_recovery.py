@@ -99,7 +99,7 @@ def test_an_estimator_keeps_its_best_weights_through_a_loss(
         return arrays
 
     X, y = planted[["a", "b", "city"]], planted.late
-    clf = daskdl.TorchClassifier(epochs=4, batch_size=64, patience=3, transform=kill_once, verbose=0)
+    clf = daskdl.TorchClassifier(epochs=4, batch_size=64, patience=3, batch_transform=kill_once, verbose=0)
     clf.fit(X, y, validation_data=(X, y))
     assert mark.exists() and clf.score(X, y) > 0.8
     assert "worker_lost" in clf.run_.events.event.tolist()

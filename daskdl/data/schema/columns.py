@@ -1,0 +1,326 @@
+"""How a column becomes numbers or codes: learned from its statistics, kept as plain values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from daskdl.data.schema.stats import MAX_CATEGORIES, ColumnStats
+from daskdl.data.schema.values import Values, days, numbers, plain
+from daskdl.errors import DataError
+
+Missing = Literal["impute", "indicator", "refuse"]
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+
+
+def to_float(column: Any) -> Floats:
+    """Numbers, booleans and nullable numbers of a pandas or pyarrow column as float32, missing ones as NaN."""
+    return numbers(plain(column)).astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one column becomes tensors.
+
+    Attributes
+    ----------
+    name : hashable
+    kind : str
+        One of the kinds of ``daskdl.data.schema.kinds``.
+    n_missing : int
+        Missing values seen in training.
+    """
+
+    name: Any
+    n_missing: int = 0
+    kind: ClassVar[str] = ""
+    word: ClassVar[str] = ""  # for messages
+
+    def summary(self) -> str:
+        """Say in a few words what it becomes."""
+        return ""
+
+    def table_names(self) -> list[tuple[Any, str]]:
+        """Names of the columns it becomes for trees, with XGBoost's feature types.
+
+        Raises
+        ------
+        DataError
+            Trees cannot read it.
+        """
+        raise DataError(
+            f"column {self.name!r} is {self.word}, which trees cannot read: XGBoost takes numbers, categories, dates "
+            "and arrays of one shape. Use TorchClassifier or TorchRegressor with a module of your own, or leave the "
+            "column out."
+        )
+
+    def table(self, values: Values) -> list[npt.NDArray[Any]]:
+        """Return the columns named by ``table_names``, missing values NaN."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return {"kind": self.kind, **{f.name: getattr(self, f.name) for f in fields(self)}}
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> Self:
+        """Undo ``to_dict``; what this class does not know is left out."""
+        known: dict[str, Any] = {f.name: state[f.name] for f in fields(cls) if f.name in state}
+        known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class Dense(Column):
+    """A column that becomes features in ``numbers``."""
+
+    mean: float = 0.0
+    scale: float = 1.0
+    width: ClassVar[int] = 1
+
+    def read(self, values: Values) -> npt.NDArray[Any]:
+        """Read what ``fill`` takes: an array whose first axis is rows."""
+        raise NotImplementedError
+
+    def missing(self, read: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Which rows are missing."""
+        raise NotImplementedError
+
+    def fill(self, read: npt.NDArray[Any], out: Floats) -> None:
+        """Write standardised features, NaN where missing, to ``out`` of shape (width, n_rows)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Number(Dense):
+    """A number ``x`` becomes ``(x - mean) / scale``; ``scale`` is the standard deviation, or 1 for a constant."""
+
+    kind: ClassVar[str] = "number"
+    word: ClassVar[str] = "a number"
+
+    @classmethod
+    def learn(cls, name: Any, stats: ColumnStats) -> Number:
+        """Learn from statistics."""
+        return cls(name, stats.n_missing, stats.mean, scale_of(stats))
+
+    def summary(self) -> str:
+        """Mean and standard deviation."""
+        return f"mean {self.mean:.4g}, std {self.scale:.4g}"
+
+    def read(self, values: Values) -> npt.NDArray[Any]:
+        """Numbers in their own dtype."""
+        return numbers(values)
+
+    def missing(self, read: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """NaN is missing."""
+        return np.isnan(read)
+
+    def fill(self, read: npt.NDArray[Any], out: Floats) -> None:
+        """Subtract in the precision of the numbers, then scale in float32."""
+        np.subtract(read, self.mean, out=out[0], casting="same_kind")
+        np.multiply(out[0], 1.0 / self.scale, out=out[0])
+
+    def table_names(self) -> list[tuple[Any, str]]:
+        """One column."""
+        return [(self.name, "q")]
+
+    def table(self, values: Values) -> list[npt.NDArray[Any]]:
+        """The number as it is."""
+        return [numbers(values).astype(np.float32, copy=False)]
+
+
+@dataclass(frozen=True)
+class Time(Dense):
+    """A date becomes seven numbers.
+
+    They are standardised elapsed days, then sine and cosine of the time of day, of the week and of the year. Times
+    with a time zone are read as the clock on the wall shows them. A missing one is the mean day and no time: zeros.
+    """
+
+    kind: ClassVar[str] = "time"
+    word: ClassVar[str] = "a date"
+    width: ClassVar[int] = 7
+
+    @classmethod
+    def learn(cls, name: Any, stats: ColumnStats) -> Time:
+        """Learn from statistics of days since 1970."""
+        return cls(name, stats.n_missing, stats.mean, scale_of(stats))
+
+    def summary(self) -> str:
+        """Mean date and standard deviation."""
+        mean = np.datetime64(round(self.mean * 86_400), "s").item()
+        return f"mean {mean:%Y-%m-%d %H:%M}, std {self.scale:.4g} days"
+
+    def read(self, values: Values) -> npt.NDArray[Any]:
+        """Features in float32, computed in float64: shape (n_rows, 7)."""
+        day, rest, missing = days(values)
+        out = np.empty((len(day), self.width), dtype=np.float32)
+        out[:, 0] = ((day - self.mean) + rest) / self.scale
+        phases = [rest, ((day + 3) % 7 + rest) / 7, _part_of_year(day, rest)]  # 1970 began on a Thursday
+        for i, phase in enumerate(phases):
+            np.sin(2 * np.pi * phase, out=out[:, 1 + 2 * i], casting="same_kind")
+            np.cos(2 * np.pi * phase, out=out[:, 2 + 2 * i], casting="same_kind")
+        if missing.any():
+            out[missing] = 0
+            out[missing, 0] = np.nan
+        return out
+
+    def missing(self, read: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Rows without a day."""
+        return np.isnan(read[:, 0])
+
+    def fill(self, read: npt.NDArray[Any], out: Floats) -> None:
+        """Copy the features."""
+        out[...] = read.T
+
+    def table_names(self) -> list[tuple[Any, str]]:
+        """Whole days since 1970, hour, weekday (0 is Monday) and day of the year."""
+        return [(f"{self.name}_{part}", "q") for part in ("days", "hour", "weekday", "day_of_year")]
+
+    def table(self, values: Values) -> list[npt.NDArray[Any]]:
+        """Plain numbers, which a tree can cut."""
+        day, rest, missing = days(values)
+        start = _days_of(_dates(day).astype("M8[Y]"))
+        found = [day, rest * 24, (day + 3) % 7, day - start]
+        return [np.where(missing, np.nan, x).astype(np.float32) for x in found]
+
+
+def _dates(day: npt.NDArray[np.float64]) -> npt.NDArray[np.datetime64]:
+    return day.astype(np.int64).view("M8[D]")
+
+
+def _days_of(dates: npt.NDArray[np.datetime64]) -> npt.NDArray[np.float64]:
+    return dates.astype("M8[D]").view(np.int64).astype(np.float64)
+
+
+def _part_of_year(day: npt.NDArray[np.float64], rest: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    year = _dates(day).astype("M8[Y]")
+    start, end = _days_of(year), _days_of(year + 1)
+    return (day - start + rest) / (end - start)
+
+
+def scale_of(stats: ColumnStats) -> float:
+    """Return the standard deviation, or 1 for a constant."""
+    scale = math.sqrt(stats.m2 / stats.n_seen) if stats.n_seen else 0.0
+    return 1.0 if scale <= 1e-7 * max(1.0, abs(stats.mean)) else scale
+
+
+@dataclass(frozen=True)
+class Category(Column):
+    """A value of a known set becomes its number.
+
+    Attributes
+    ----------
+    categories : tuple
+        Known categories, most frequent first. Code 0 stands for missing and unseen ones, ``i + 1`` for the i-th.
+    """
+
+    categories: tuple[Any, ...] = ()
+    kind: ClassVar[str] = "category"
+    word: ClassVar[str] = "a category"
+
+    @classmethod
+    def learn(cls, name: Any, stats: ColumnStats) -> Category:
+        """Learn from statistics."""
+        if len(stats.values) > MAX_CATEGORIES:
+            raise DataError(
+                f"column {name!r} has {len(stats.values):,} different values or more, and at most {MAX_CATEGORIES:,} "
+                "can be categories: that is an identifier or free text. Leave it out, group its rare values, or read "
+                f"it as text: kinds={{{name!r}: Text()}}."
+            )
+        ordered = sorted(stats.values, key=lambda v: (-stats.values[v], str(v)))
+        return cls(name, stats.n_missing, tuple(ordered))
+
+    def summary(self) -> str:
+        """How many categories, and the most frequent ones."""
+        first = ", ".join(map(str, self.categories[:4]))
+        return f"{len(self.categories)}: {first}{', ...' * (len(self.categories) > 4)}"
+
+    def codes(self, values: Values) -> Ints:
+        """Integer codes: 0 is missing or unseen."""
+        return self._lookup(values)
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        return Lookup(self.categories)
+
+    def table_names(self) -> list[tuple[Any, str]]:
+        """One column."""
+        return [(self.name, "c")]
+
+    def table(self, values: Values) -> list[npt.NDArray[Any]]:
+        """Codes from 0, missing and unseen ones NaN."""
+        codes = self.codes(values)
+        return [np.where(codes == 0, np.nan, codes - 1).astype(np.float32)]
+
+
+class Lookup:
+    """Find values in a list of known ones: 1 for the first, 0 for one that is missing or not there.
+
+    Values are equal as Python has it: ``1``, ``1.0`` and ``True`` are.
+
+    Examples
+    --------
+    >>> Lookup(["Rome", "Oslo"])(pa.array(["Oslo", None, "Mars"])).tolist()
+    [2, 0, 0]
+    """
+
+    def __init__(self, known: Any) -> None:
+        self.known = known
+        self.array = _as_arrow(np.array([*known, None], dtype=object)[:-1])
+
+    def __call__(self, values: Values) -> Ints:
+        """Positions of values: shape (n_rows,)."""
+        array = values if isinstance(values, pa.Array) else _as_arrow(values)
+        if isinstance(array, pa.DictionaryArray):
+            codes = np.append(self(array.dictionary), np.int32(0))
+            return codes[array.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)]
+        pair = None if array is None or self.array is None else _comparable(array, self.array)
+        if pair is not None:
+            found = pc.index_in(pair[0], value_set=pair[1])
+            return found.fill_null(-1).to_numpy(zero_copy_only=False) + np.int32(1)
+        objects = np.array([*array.to_pylist(), None], dtype=object)[:-1] if array is not None else values
+        return (pd.Index(self.known, dtype=object).get_indexer(objects) + 1).astype(np.int32)
+
+
+def _as_arrow(values: npt.NDArray[Any]) -> pa.Array | None:
+    """Return values of one type as an Arrow array; None for a mixture."""
+    try:
+        return pa.array(values, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+        return None
+
+
+def _comparable(array: pa.Array, known: pa.Array) -> tuple[pa.Array, pa.Array] | None:
+    """Both arrays in one type that keeps every value; None if there is none."""
+    t = pa.types
+    if pa.types.is_null(array.type) or pa.types.is_null(known.type):
+        return None
+    if t.is_boolean(array.type) and t.is_boolean(known.type):
+        return array, known
+    if _is_text(array.type) and _is_text(known.type):
+        return (array, known.cast(array.type)) if not t.is_string_view(array.type) else (array.cast(known.type), known)
+    if not (_is_real(array.type) and _is_real(known.type)):
+        return None
+    common = pa.int64() if t.is_integer(array.type) and t.is_integer(known.type) else pa.float64()
+    try:
+        return array.cast(common), known.cast(common)
+    except pa.ArrowInvalid:  # an integer that float64, or int64, cannot hold
+        return None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_real(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)

@@ -1,0 +1,209 @@
+"""Of which kind a column is: as its type tells, or as the user says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from daskdl.data.schema.values import TIMES, is_list, is_missing
+from daskdl.errors import DataError
+
+KINDS = ("number", "category", "time", "array", "ragged", "image", "text")
+
+
+@dataclass(frozen=True, init=False)
+class Array:
+    """Arrays of a shape that the column does not say itself: rows of that many numbers are reshaped.
+
+    Parameters
+    ----------
+    *shape : int
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from daskdl import Schema
+    >>> frame = pd.DataFrame({"pixels": [np.arange(6), np.arange(6)]})
+    >>> Schema.learn(frame, kinds={"pixels": Array(2, 3)}).encode(frame)["pixels"].shape
+    (2, 2, 3)
+    """
+
+    shape: tuple[int, ...]
+
+    def __init__(self, *shape: int) -> None:
+        if not shape or any(not isinstance(n, int) or n < 1 for n in shape):
+            raise ValueError(f"Array takes the length of each axis, such as Array(28, 28); got {shape}")
+        object.__setattr__(self, "shape", shape)
+
+
+@dataclass(frozen=True)
+class Image:
+    """PNG or JPEG bytes, decoded and resized once per batch to uint8 of shape (channels, height, width).
+
+    Parameters
+    ----------
+    height, width : int, optional
+        In pixels. By default the size of the images, which must then have one size.
+    channels : int, optional
+        1 (grey) or 3 (red, green, blue). By default 1 if all images are grey, else 3.
+
+    Examples
+    --------
+    >>> Image(224, 224)
+    Image(height=224, width=224, channels=None)
+    """
+
+    height: int | None = None
+    width: int | None = None
+    channels: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.height is None) != (self.width is None) or any(
+            n is not None and n < 1 for n in (self.height, self.width)
+        ):
+            raise ValueError(f"Image takes a height and a width in pixels, got {self.height} and {self.width}")
+        if self.channels not in (None, 1, 3):
+            raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {self.channels!r}")
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text, split into tokens once; a batch is padded with 0 to its longest row.
+
+    Parameters
+    ----------
+    tokenizer : callable or tokenizers.Tokenizer, optional
+        ``tokenizer(text)`` gives the token numbers of one text. By default words are hashed, see ``HashingTokenizer``.
+    max_length : int, optional
+        Tokens of a row at most; the rest is left out.
+
+    Examples
+    --------
+    >>> Text(lambda text: [ord(letter) for letter in text], max_length=100).max_length
+    100
+    """
+
+    tokenizer: Callable[[str], Sequence[int]] | Any = None
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1 token, got {self.max_length}")
+
+
+Kind = str | Array | Image | Text
+
+
+def kind_name(kind: Kind) -> str:
+    """Return the name of a kind.
+
+    Raises
+    ------
+    ValueError
+        There is no such kind.
+
+    Examples
+    --------
+    >>> kind_name(Image(32, 32)), kind_name("number")
+    ('image', 'number')
+    """
+    name = kind if isinstance(kind, str) else type(kind).__name__.lower()
+    if name not in KINDS or not isinstance(kind, (str, Array, Image, Text)):
+        raise ValueError(f"a kind must be one of {', '.join(map(repr, KINDS))}, Array, Image or Text; got {kind!r}")
+    return name
+
+
+# -- the kind of a column -----------------------------------------------------------------------------------------
+
+
+def column_kind(name: Any, dtype: Any) -> str:
+    """Say how a column of this pandas or pyarrow type is read, as far as the type tells.
+
+    Object columns count as categories here: their values are looked at in ``describe``.
+
+    Raises
+    ------
+    DataError
+        The type is none a model can read: complex numbers, periods, lists of strings.
+
+    Examples
+    --------
+    >>> column_kind("x", np.dtype("float64")), column_kind("x", pa.list_(pa.float32(), 3))
+    ('number', 'array')
+    """
+    if isinstance(dtype, pd.ArrowDtype):
+        dtype = dtype.pyarrow_dtype
+    if pd.api.types.is_complex_dtype(dtype):
+        raise DataError(
+            f"Complex data not supported: column {name!r} has dtype {dtype}. Give its real and imaginary parts as two "
+            "columns."
+        )
+    kind = _arrow_kind(dtype) if isinstance(dtype, pa.DataType) else _pandas_kind(dtype)
+    if kind is None:
+        raise DataError(
+            f"column {name!r} has dtype {dtype}; a feature must be a number, a boolean, a category (strings are read "
+            "as categories), a date, a duration, a list or an array of numbers, or an encoded image. Turn it into one "
+            "of these, or leave the column out."
+        )
+    return kind
+
+
+def _pandas_kind(dtype: Any) -> str | None:
+    types = pd.api.types
+    if isinstance(dtype, pd.CategoricalDtype) or (types.is_string_dtype(dtype) and not _is_period(dtype)):
+        return "category"
+    if types.is_numeric_dtype(dtype) or types.is_bool_dtype(dtype) or types.is_timedelta64_dtype(dtype):
+        return "number"
+    return "time" if types.is_datetime64_any_dtype(dtype) else None
+
+
+def _is_period(dtype: Any) -> bool:
+    return isinstance(dtype, (pd.PeriodDtype, pd.IntervalDtype))
+
+
+def _arrow_kind(kind: pa.DataType) -> str | None:
+    t = pa.types
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return "array"
+    if isinstance(kind, pa.BaseExtensionType):
+        return _arrow_kind(kind.storage_type)
+    if t.is_dictionary(kind) or t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind):
+        return "category"
+    if t.is_null(kind):
+        return "category"
+    if t.is_boolean(kind) or t.is_integer(kind) or t.is_floating(kind) or t.is_decimal(kind) or t.is_duration(kind):
+        return "number"
+    if t.is_timestamp(kind) or t.is_date(kind):
+        return "time"
+    if t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind):
+        return "image"
+    if t.is_struct(kind) and {"data", "shape"} <= {kind.field(i).name for i in range(kind.num_fields)}:
+        return "array"
+    return _arrow_list_kind(kind) if is_list(kind) else None
+
+
+def _arrow_list_kind(kind: pa.DataType) -> str | None:
+    inner = kind.value_type
+    if is_list(inner) and _arrow_list_kind(inner) is None:
+        return None
+    if not is_list(inner) and _arrow_kind(inner) != "number":
+        return None
+    return "array" if pa.types.is_fixed_size_list(kind) else "ragged"
+
+
+def object_kind(values: npt.NDArray[np.object_]) -> str:
+    """Kind of an object column by the first value that is there."""
+    found = next((v for v in values if not is_missing(v)), None)
+    if isinstance(found, (list, tuple, np.ndarray, dict)):
+        return "array"
+    if isinstance(found, (bytes, bytearray, memoryview)):
+        return "image"
+    if isinstance(found, TIMES):
+        return "number" if hasattr(found, "total_seconds") or isinstance(found, np.timedelta64) else "time"
+    return "category"

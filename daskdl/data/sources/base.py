@@ -1,0 +1,138 @@
+"""What the engine reads rows from: groups of rows that any process can open."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from daskdl.data.order import layout
+
+if TYPE_CHECKING:
+    import dask.dataframe as dd
+
+Chunk = Any  # a pyarrow Table or RecordBatch, or a pandas or cudf frame: has len() and chunk[name]
+
+CHUNK_ROWS = 16_384  # of tables read from files: fewer take longer, threads then wait for the interpreter at each step
+WHOLE_GROUP_BYTES = 16 << 20  # groups up to this size are read at once and the file is closed
+
+
+class Source(ABC):
+    """Rows in groups (a Parquet row group, a block of lines, a slice of an array) that any process can read.
+
+    A source is small and can be pickled: it says where rows are, it does not hold them (sources in memory excepted).
+
+    Attributes
+    ----------
+    counts : array of shape (n_groups,)
+        Rows of each group. Groups may be empty.
+    fingerprint : str
+        The same for the same rows in the same groups; the order of training belongs to it.
+    row_bytes : float
+        Bytes of a row once read, about; decides how many rows are held at a time.
+    open_bytes : float
+        Bytes that a group takes while it is being read, beside the rows read.
+    random_access : bool
+        Whether rows in the middle of a group cost no more than those at its beginning.
+    """
+
+    counts: npt.NDArray[np.int64]
+    fingerprint: str
+    row_bytes: float
+    open_bytes: float = 0.0
+    random_access: bool = False
+    keep: Any = None  # something that must live as long as the source
+
+    @abstractmethod
+    def read(self, group: int, first: int, stop: int) -> Iterator[Chunk]:
+        """Yield rows ``first`` to ``stop`` of a group in their order, in chunks of any size.
+
+        Raises
+        ------
+        DataError
+            The rows are not what they were when the source was made, or cannot be read. Names the file and the group.
+        """
+
+    @abstractmethod
+    def where(self, group: int) -> str:
+        """Say in words where a group lies, for messages: ``"flights-03.parquet, row group 2"``."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all groups."""
+        return int(self.counts.sum())
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns."""
+        return [str(name) for name in self.head(1).columns]
+
+    def head(self, rows: int = 5) -> pd.DataFrame:
+        """Return the first rows as a pandas frame; reads no more than the group they are in."""
+        for group in np.flatnonzero(self.counts):
+            some = min(max(rows, 1), int(self.counts[group]))
+            chunks = [to_frame(chunk) for chunk in self.read(int(group), 0, some)]
+            return pd.concat(chunks, ignore_index=True).head(rows)
+        return pd.DataFrame()
+
+    def to_dask(self) -> dd.DataFrame:
+        """Return the rows as a lazy Dask frame, one partition per group that has rows."""
+        import dask.dataframe as dd
+
+        groups = [int(group) for group in np.flatnonzero(self.counts)]
+        if not groups:
+            return dd.from_pandas(self.head(0), npartitions=1)
+        frame: dd.DataFrame = dd.from_map(_read_group, groups, source=self, meta=self.head(0))
+        return frame
+
+    def layout(self, batch_size: int) -> dict[str, Any]:
+        """Lanes and window of a sample order over this source, where the place of its rows decides them."""
+        if self.random_access:
+            return {}
+        lanes, window_rows = layout(self.counts, batch_size, self.row_bytes, self.open_bytes)
+        return {"lanes": lanes, "window_rows": window_rows}
+
+    def map(self, function: Callable[[pd.DataFrame], pd.DataFrame]) -> Source:
+        """Change the rows as they are read: ``function`` gives a frame of as many rows for each frame of some rows.
+
+        Examples
+        --------
+        >>> from daskdl.data.sources.memory import MemorySource
+        >>> source = MemorySource(pd.DataFrame({"x": [1, 2, 3]}))
+        >>> source.map(lambda df: df.assign(y=df.x > 1)).head(2).y.tolist()
+        [False, True]
+        """
+        from daskdl.data.sources.derived import MappedSource
+
+        return MappedSource(self, function)
+
+    def filter(self, predicate: Callable[[pd.DataFrame], Any]) -> Source:
+        """Leave out rows for which ``predicate`` is false; reads all rows once, to count those that are left.
+
+        Examples
+        --------
+        >>> from daskdl.data.sources.memory import MemorySource
+        >>> MemorySource(pd.DataFrame({"x": [1, 2, 3]})).filter(lambda df: df.x > 1).n_rows
+        2
+        """
+        from daskdl.data.sources.derived import FilteredSource
+
+        return FilteredSource(self, predicate)
+
+    def __repr__(self) -> str:
+        rows, groups = f"{self.n_rows:,} rows", f"{len(self.counts):,} groups"
+        return f"<{type(self).__name__}: {rows} in {groups}, {self.fingerprint[:12]}>"
+
+
+def _read_group(group: int, source: Source) -> pd.DataFrame:
+    chunks = source.read(group, 0, int(source.counts[group]))
+    return pd.concat([to_frame(chunk) for chunk in chunks], ignore_index=True)
+
+
+def to_frame(chunk: Chunk) -> pd.DataFrame:
+    """Return a chunk as a pandas frame; cudf frames are copied to the host."""
+    return chunk if isinstance(chunk, pd.DataFrame) else chunk.to_pandas()

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from data.conformance import check_source, rows_of
+
+from daskdl.data.sources.images import ImageFolderSource
+from daskdl.errors import DataError
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    root, rng = tmp_path / "pets", np.random.default_rng(0)
+    for name in ["dog/2.jpg", "dog/10.jpg", "cat/a.png", "cat/deep/b.PNG", "dog/x.jpeg"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(rng.bytes(20 + len(name)))
+    for name in ["cat/notes.txt", "cat/.hidden.png", "beside.png"]:
+        (root / name).write_bytes(b"no image")
+    return root
+
+
+def test_an_image_folder_is_a_source(pets: Path) -> None:
+    source = ImageFolderSource(str(pets), group_rows=2)
+    rows = check_source(source)
+    assert source.counts.tolist() == [2, 2, 1] and source.names == ["image", "label", "file"]
+    names = ["cat/a.png", "cat/deep/b.PNG", "dog/10.jpg", "dog/2.jpg", "dog/x.jpeg"]
+    assert [row[1:] for row in rows] == [(name.split("/")[0], name) for name in names]
+    assert [row[0] for row in rows] == [(pets / name).read_bytes() for name in names]
+    assert source.where(1).startswith("images dog/10.jpg to dog/2.jpg of ")
+
+
+def test_image_folders_elsewhere(pets: Path) -> None:
+    files = {f"/pets-copy/{p.relative_to(pets)}": p.read_bytes() for p in pets.rglob("*") if p.is_file()}
+    fsspec.filesystem("memory").pipe(files)
+    source = ImageFolderSource("memory://pets-copy", group_rows=3)
+    assert check_source(source, processes=False) == check_source(ImageFolderSource(f"{pets}/", group_rows=3))
+
+
+def test_the_fingerprint_of_images(pets: Path) -> None:
+    def now() -> str:
+        return ImageFolderSource(str(pets)).fingerprint
+
+    first = now()
+    assert now() == first and ImageFolderSource(str(pets), group_rows=2).fingerprint != first
+    os.utime(pets / "dog" / "2.jpg", ns=(1, 1))
+    assert now() != first
+    (pets / "dog" / "2.jpg").rename(pets / "cat" / "2.jpg")
+    assert now() != first
+
+
+def test_images_that_change_or_vanish_are_named(pets: Path) -> None:
+    source = ImageFolderSource(str(pets))
+    (pets / "dog" / "2.jpg").write_bytes(b"short")
+    with pytest.raises(DataError, match=r"image dog/2.jpg of .* had 29 bytes, now 5.*make the source again"):
+        list(source.read(0, 0, 5))
+    (pets / "dog" / "2.jpg").unlink()
+    with pytest.raises(DataError, match=r"image dog/2.jpg of .* cannot be read"):
+        list(source.read(0, 3, 4))
+    assert len(rows_of(source, 0, 0, 3)) == 3
+
+
+def test_folders_without_images(tmp_path: Path, pets: Path) -> None:
+    for path, found in ((tmp_path / "nothing", 0), (pets / "cat", 4)):
+        with pytest.raises(DataError, match=rf"folders named by class.*found {found} other files"):
+            ImageFolderSource(str(path)) if found == 0 else _without_classes(path)
+
+
+def _without_classes(path: Path) -> Any:
+    (path / "deep" / "b.PNG").rename(path / "b.PNG")
+    return ImageFolderSource(str(path))

@@ -1,0 +1,223 @@
+"""Parquet files as a source: against plain pandas, and against everything that happens to files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from data.conformance import check_source
+
+import daskdl
+from daskdl.data.batches import RankBatches
+from daskdl.data.order import SampleOrder
+from daskdl.data.reading import Encoded
+from daskdl.data.sources.parquet import ParquetSource
+from daskdl.errors import DataError
+
+
+def write(path: Path, rows: int = 100, group: int = 30, start: int = 0, **columns: object) -> Path:
+    at = np.arange(start, start + rows)
+    table = pa.table({"row": at, "x": at.astype("f4") / 3, "name": [f"n{i % 7}" for i in at], **columns})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=group)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i, rows in enumerate((100, 0, 77, 1)):
+        write(tmp_path / "data" / f"part-{i}.parquet", rows, start=1000 * i)
+    (tmp_path / "data" / "_SUCCESS").touch()
+    (tmp_path / "data" / ".part-9.parquet.crc").touch()
+    return tmp_path / "data"
+
+
+def rows_of(source: ParquetSource) -> list[int]:
+    return [r for g in range(len(source.counts)) for c in source.read(g, 0, 10**9) for r in c["row"].to_pylist()]
+
+
+def test_it_is_a_source(folder: Path) -> None:
+    source = ParquetSource(str(folder))
+    check_source(source)
+    assert source.counts.tolist() == [30, 30, 30, 10, 0, 30, 30, 17, 1]
+    assert source.names == ["row", "x", "name"]
+    assert "part-2.parquet, row group 1" in source.where(6)
+
+
+@pytest.mark.parametrize("pattern", ["{}", "{}/*.parquet", "file://{}"])
+def test_paths_patterns_and_lists_name_the_same_rows(folder: Path, pattern: str) -> None:
+    whole = ParquetSource(sorted(str(p) for p in folder.glob("*.parquet")))
+    assert ParquetSource(pattern.format(folder)).fingerprint == whole.fingerprint
+
+
+def test_columns_are_pushed_down(folder: Path) -> None:
+    source = ParquetSource(str(folder), columns=["x"])
+    assert source.head().columns.tolist() == ["x"]
+    assert source.row_bytes == 4
+
+
+FILTERS = [
+    [("row", ">", 2010)],
+    [("row", "<=", 35), ("name", "==", "n3")],
+    [[("row", "<", 5)], [("row", ">=", 2070), ("x", "<", 691.5)]],
+    [("name", "in", ["n1", "n2"])],
+    [("name", "not in", ["n1"]), ("row", "!=", 0)],
+    [("row", "=", 10**9)],
+]
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_filters_leave_the_rows_that_pandas_leaves(folder: Path, filters: list) -> None:
+    source = ParquetSource(str(folder), columns=["row"], filters=filters)
+    expected = pd.read_parquet(folder, columns=["row"], filters=filters).row.sort_values().tolist()
+    assert sorted(rows_of(source)) == expected
+    assert source.n_rows == len(expected)
+    if expected:
+        check_source(source)
+
+
+def test_row_groups_that_cannot_match_are_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    original = ParquetSource._open
+    monkeypatch.setattr(ParquetSource, "_open", lambda self, g, c: (opened.append(g), original(self, g, c))[1])
+    ParquetSource(str(folder), filters=[("row", ">=", 2060)])
+    assert opened == [7, 8]
+
+
+@pytest.mark.parametrize("condition", [("row", "~", 3), ("row", ">")])
+def test_a_filter_that_is_none_is_refused(folder: Path, condition: tuple) -> None:
+    with pytest.raises(ValueError, match=r"a filter is \(column, operator, value\)"):
+        ParquetSource(str(folder), filters=[condition])
+
+
+def test_columns_in_the_path_are_columns(tmp_path: Path) -> None:
+    for year in (2012, 2013):
+        write(tmp_path / f"year={year}" / "where=north" / "p.parquet", 10, start=year)
+    source = ParquetSource(str(tmp_path), columns=["row", "year", "where"], filters=[("year", "==", 2013)])
+    assert source.counts.tolist() == [0, 10]
+    assert source.head(1).to_dict("records") == [{"row": 2013, "year": 2013, "where": "north"}]
+
+
+def test_the_fingerprint_is_that_of_the_content_not_of_the_place(folder: Path, tmp_path: Path) -> None:
+    before = ParquetSource(str(folder)).fingerprint
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in folder.glob("*.parquet"):
+        (copy / path.name).write_bytes(path.read_bytes())
+    assert ParquetSource(str(copy)).fingerprint == before
+    write(copy / "part-2.parquet", 77, start=2001)
+    assert ParquetSource(str(copy)).fingerprint != before
+    assert ParquetSource(str(folder), columns=["x"]).fingerprint != before
+
+
+# -- what happens to files ----------------------------------------------------------------------------------------
+
+
+def test_no_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no files found at"):
+        ParquetSource(str(tmp_path))
+    with pytest.raises(DataError, match=r"nothing\.parquet does not exist"):
+        ParquetSource(str(tmp_path / "nothing.parquet"))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 11, 500])
+def test_a_truncated_file_is_named(folder: Path, keep: int) -> None:
+    path = folder / "part-2.parquet"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"part-2\.parquet cannot be read as Parquet.*cut short"):
+        ParquetSource(str(folder))
+
+
+def test_a_corrupted_row_group_is_named_and_nothing_is_skipped(folder: Path) -> None:
+    path = folder / "part-2.parquet"
+    source = ParquetSource(str(folder))
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    begin = column.dictionary_page_offset or column.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[begin : begin + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    info = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))  # as a disk would do it: nobody wrote the file
+    order = SampleOrder(source.counts, 16, **source.layout(16))
+    with pytest.raises(DataError, match=r"part-2\.parquet, row group 1 cannot be read.*No row was left out"):
+        list(RankBatches(order, Encoded(source, lambda c: {"row": c["row"].to_numpy()}), 0, 1, 1))
+
+
+def test_a_file_replaced_under_a_run_is_seen(folder: Path) -> None:
+    source = ParquetSource(str(folder))
+    order = SampleOrder(source.counts, 8, **source.layout(8))
+    batches = RankBatches(order, Encoded(source, lambda c: {"row": c["row"].to_numpy()}), 0, 1, 3)
+    iterator = iter(batches)
+    for _ in range(3):
+        next(iterator)
+    write(folder / "part-0.parquet", 100, start=5)
+    with pytest.raises(DataError, match=r"part-0\.parquet was replaced after training began"):
+        list(iterator)
+
+
+def test_a_file_removed_under_a_run_is_named(folder: Path) -> None:
+    source = ParquetSource(str(folder))
+    (folder / "part-2.parquet").unlink()
+    with pytest.raises(DataError, match=r"part-2\.parquet, row group 0 cannot be read"):
+        list(source.read(5, 0, 30))
+
+
+def test_a_file_with_another_type_or_without_a_column_is_refused(folder: Path) -> None:
+    write(folder / "part-5.parquet", 10, x=[f"{i}" for i in range(10)])
+    with pytest.raises(DataError, match=r"column 'x' is string in .*part-5.* and float in .*part-0"):
+        ParquetSource(str(folder))
+    assert ParquetSource(str(folder), columns=["row"]).n_rows == 188, "a column nobody asked for may differ"
+    pq.write_table(pa.table({"row": [1]}), folder / "part-5.parquet")
+    with pytest.raises(DataError, match=r"column 'x' is not there in .*part-5"):
+        ParquetSource(str(folder))
+
+
+def test_a_column_that_is_not_there_lists_those_that_are(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"columns \['z'\] are not in .*it has \['row', 'x', 'name'\]"):
+        ParquetSource(str(folder), columns=["z"])
+
+
+def test_a_column_without_a_value_in_one_file_has_the_type_of_the_others(folder: Path) -> None:
+    write(folder / "part-5.parquet", 10, x=pa.nulls(10))
+    source = ParquetSource(str(folder))
+    check_source(source)
+    assert all(chunk["x"].type == pa.float32() for g in range(len(source.counts)) for chunk in source.read(g, 0, 99))
+
+
+def test_no_rows_at_all(tmp_path: Path) -> None:
+    source = ParquetSource(str(write(tmp_path / "empty.parquet", 0)))
+    with pytest.raises(DataError, match="no rows"):
+        daskdl.TorchClassifier(verbose=0).fit(source, "name")
+
+
+def test_ten_thousand_tiny_files(tmp_path: Path) -> None:
+    table = pa.table({"row": np.arange(3), "late": [0, 1, 0]})
+    (tmp_path / "many").mkdir()
+    for i in range(10_000):
+        pq.write_table(table, tmp_path / "many" / f"{i:05d}.parquet")
+    source = ParquetSource(str(tmp_path / "many"))
+    order = SampleOrder(source.counts, 512, seed=1, **source.layout(512))
+    reader = Encoded(source, lambda chunk: {"row": chunk["row"].to_numpy()})
+    seen = np.concatenate([batch.arrays["row"] for batch in RankBatches(order, reader, 0, 1, 1)])
+    assert np.bincount(seen).tolist() == [10_000] * 3
+
+
+def test_a_row_group_larger_than_what_is_held_is_read_in_windows(tmp_path: Path) -> None:
+    """200 MB in one row group: one lane, opened once, and never held as a whole."""
+    n = 5_000_000
+    columns = {f"c{i}": np.arange(n) // 1000 for i in range(4)} | {"row": np.arange(n)}
+    pq.write_table(pa.table(columns), tmp_path / "big.parquet", row_group_size=n)
+    del columns
+    source = ParquetSource(str(tmp_path / "big.parquet"), columns=["row", "c0", "c1", "c2", "c3"])
+    order = SampleOrder(source.counts, 65_536, seed=1, **source.layout(65_536))
+    assert order.n_lanes == 1 and order.window_rows < n / 2
+    reader = Encoded(source, lambda chunk: {"row": chunk["row"].to_numpy()})
+    used = np.zeros(n, dtype=np.uint8)
+    for batch in RankBatches(order, reader, 0, 1, 1):
+        used[batch.arrays["row"]] += 1
+    assert (used == 1).all()
