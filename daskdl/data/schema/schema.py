@@ -15,26 +15,13 @@ import pandas as pd
 
 from daskdl.data.arrays import Array as Rows
 from daskdl.data.arrays import Block
-from daskdl.data.schema.columns import Category, Column, Dense, Floats, Missing, to_float
+from daskdl.data.schema.columns import Category, Column, Dense, Floats, Missing
 from daskdl.data.schema.encoding import COLUMNS, fill_numbers, learn_column, other_names, read_column
 from daskdl.data.schema.fields import Field
-from daskdl.data.schema.kinds import Array, Image, Kind, Text, column_kind
-from daskdl.data.schema.stats import MAX_CATEGORIES, ColumnStats, describe
+from daskdl.data.schema.kinds import Kind
+from daskdl.data.schema.stats import ColumnStats, describe
 from daskdl.data.schema.values import names_of
 from daskdl.errors import DataError
-
-__all__ = [
-    "MAX_CATEGORIES",
-    "Array",
-    "ColumnStats",
-    "Image",
-    "Missing",
-    "Schema",
-    "Text",
-    "column_kind",
-    "describe",
-    "to_float",
-]
 
 MISSING: tuple[Missing, ...] = ("impute", "indicator", "refuse")
 FORMAT = 2  # of to_dict; 1 had numbers and categories only, and no "format"
@@ -106,8 +93,9 @@ class Schema:
 
         Examples
         --------
+        >>> import daskdl
         >>> frame = pd.DataFrame({"zip": [10115, 20095], "note": ["A garden", "No garden"]})
-        >>> Schema.learn(frame, kinds={"zip": "category", "note": Text()})
+        >>> Schema.learn(frame, kinds={"zip": "category", "note": daskdl.Text()})
         column  kind      values                             missing
         zip     category  2: 10115, 20095                    0
         note    text      32,768 tokens of HashingTokenizer  0
