@@ -17,7 +17,7 @@ from distributed import Client
 from torch import nn
 
 import daskdl
-from daskdl.errors import DataError, LossDiverged, NotEnoughWorkers, RankFailed, WorkerLost
+from daskdl.errors import DataError, LossDiverged, NotEnoughWorkers, WorkerLost
 
 FEATURES = ["a", "b", "flag", "city"]
 BOTH = pytest.mark.parametrize("kind", ["TorchClassifier", "XGBClassifier"])
@@ -154,16 +154,17 @@ def nan_at_step_9(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 @BOTH
-def test_a_killed_worker_ends_the_fit_at_once_and_the_next_one_works(
+def test_killed_workers_end_the_fit_at_once_and_the_next_one_works(
     client: Client, ragged: dd.DataFrame, kind: str
 ) -> None:
+    """A network goes on without one of its workers, but not without all of them; boosting ends with the first."""
     long = {"epochs": 10_000} if kind == "TorchClassifier" else {"n_estimators": 100_000}
-    pid = next(iter(client.run(os.getpid).values()))
-    killer = threading.Timer(3.0, os.kill, (pid, signal.SIGKILL))
+    pids = list(client.run(os.getpid).values())
+    doomed = pids if kind == "TorchClassifier" else pids[:1]
+    killer = threading.Timer(3.0, lambda: [os.kill(pid, signal.SIGKILL) for pid in doomed])
     killer.start()
-    with pytest.raises((WorkerLost, RankFailed)) as e:
+    with pytest.raises(WorkerLost):
         make(kind, **long).fit(ragged[FEATURES], ragged["late"])
     killer.join()
-    assert isinstance(e.value, WorkerLost)
     client.wait_for_workers(2)
     make(kind, **dict.fromkeys(long, 1)).fit(ragged[FEATURES], ragged["late"])

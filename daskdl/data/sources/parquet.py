@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from daskdl.data.sources.base import CHUNK_ROWS, WHOLE_GROUP_BYTES, Source
+from daskdl.data.sources.base import WHOLE_GROUP_BYTES, Source
 from daskdl.data.sources.filters import Filters, may_match, normal_form
 from daskdl.data.sources.remote import CHANGED, Tries, find_files, resumed, retried, storage, version
 from daskdl.data.staging.leases import is_local
@@ -25,6 +25,8 @@ TAIL_BYTES = 1 << 16  # read from the end of a file to get its footer
 PAGE_BYTES = 9 << 18  # of a column that is being read: its page, its dictionary and what is decoded of them
 PREBUFFER_BYTES = 1 << 26  # a remote row group up to this size is fetched in few large requests
 FOOTER_THREADS = 16
+CHUNK_BYTES = 6 << 20
+MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 256, 65_536
 SUFFIXES = (".parquet", ".parq", ".pq")
 
 
@@ -260,7 +262,7 @@ class ParquetSource(Source):
                 pre_buffer=self._prebuffer(group),
             )
             seen = 0
-            for batch in reader.iter_batches(CHUNK_ROWS, row_groups=[g], columns=stored, use_threads=False):
+            for batch in reader.iter_batches(self._chunk_rows, row_groups=[g], columns=stored, use_threads=False):
                 seen += len(batch)
                 for name, value in file.constants.items():
                     if name in needed:
@@ -271,6 +273,11 @@ class ParquetSource(Source):
                 yield (batch.filter(expression) if expression is not None else batch).select(columns)
             if seen != self._raw_counts[group]:
                 raise OSError(f"it has {seen:,} rows, {self._raw_counts[group]:,} were counted")
+
+    @property
+    def _chunk_rows(self) -> int:
+        """Rows decoded at a time: many where they are narrow, as threads wait for the interpreter at each step."""
+        return int(min(max(CHUNK_BYTES / self.row_bytes, MIN_CHUNK_ROWS), MAX_CHUNK_ROWS))
 
     def _prebuffer(self, group: int) -> bool:
         return not is_local(self._fs) and float(self._raw_counts[group]) * self.row_bytes <= PREBUFFER_BYTES
