@@ -15,6 +15,7 @@ from daskdl.data.batches import RankBatches
 from daskdl.data.mixing import Mixture, mixture
 from daskdl.data.order import SampleOrder
 from daskdl.data.reading import Blocks
+from daskdl.tracking.writer import writer
 
 
 def blocks_of(order: SampleOrder) -> Blocks:
@@ -99,6 +100,7 @@ def test_a_run_is_audited_with_the_same_hash_for_one_rank_and_two_and_after_it_i
     assert tables[0].equals(tables[1])
     assert tables[0]["min"].eq(1).all() and tables[0]["max"].eq(1).all() and tables[0].as_planned.all()
     assert tables[0].digest.nunique() == 3, "no epoch repeats another"
+    assert writer.flush(120), "the runs of earlier tests are written first"
     assert daskdl.load_run(result.run.id).audit().equals(tables[1])
 
 
