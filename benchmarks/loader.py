@@ -55,9 +55,9 @@ def daskdl_() -> None:
 def daskdl_memory() -> None:
     """Read in the exact sample order, from blocks in memory."""
     from daskdl.data.batches import RankBatches
+    from daskdl.data.encoders import TensorEncoder, encode_piece
     from daskdl.data.order import SampleOrder
     from daskdl.data.reading import Blocks
-    from daskdl.data.rows import TensorEncoder, encode_piece
     from daskdl.data.sources.parquet import ParquetSource
 
     source, (schema, target) = ParquetSource(str(folder())), learned()

@@ -9,10 +9,11 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from daskdl.data.batches import READ_THREADS, RankBatches, Transform
+from daskdl.data.encoders import TensorEncoder
 from daskdl.data.mixing import Mixture, mixture
 from daskdl.data.order import SampleOrder
 from daskdl.data.reading import Encoded
-from daskdl.data.rows import TensorEncoder, learn, read_rows
+from daskdl.data.rows import learn, read_rows
 from daskdl.data.schema import Missing, Schema
 from daskdl.data.schema.target import Target
 from daskdl.data.sources.base import Source

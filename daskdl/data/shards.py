@@ -16,9 +16,10 @@ from distributed import Future, get_worker, wait
 from distributed.utils import sync
 
 from daskdl.data.arrays import Block
+from daskdl.data.encoders import Encoder
 from daskdl.data.order import SampleOrder
 from daskdl.data.reading import Blocks, Encoded, Reader
-from daskdl.data.rows import Encoder, Rows
+from daskdl.data.rows import Rows
 from daskdl.data.sampling import ByClass, ByWeight, Weighted, balanced_weights, picks_per_group
 from daskdl.data.schema.target import Target
 from daskdl.errors import WorkerLost

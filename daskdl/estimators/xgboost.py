@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from distributed import wait
 
-from daskdl.data.rows import TableEncoder
+from daskdl.data.encoders import TableEncoder
 from daskdl.data.schema import Missing, Schema
 from daskdl.errors import DataError, MissingExtraError
 from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by

@@ -14,7 +14,8 @@ from daskdl.data.schema.stats import MAX_CATEGORIES, ColumnStats
 if TYPE_CHECKING:
     from distributed import Client
 
-    from daskdl.data.rows import Look, Rows
+    from daskdl.data.looking import Look
+    from daskdl.data.rows import Rows
 
 FEW_ROWS = 50  # of fewer nothing is said that chance could have made
 MANY_CELLS = 100_000  # columns times pieces that fit compares with the label, at most

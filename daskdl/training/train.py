@@ -11,9 +11,10 @@ from typing import Any
 from distributed import Client, get_worker
 
 from daskdl.data.batches import RankBatches, Transform
+from daskdl.data.encoders import TensorEncoder
 from daskdl.data.order import SampleOrder
 from daskdl.data.reading import Reader, open_reader
-from daskdl.data.rows import Rows, TensorEncoder, learn, read_rows
+from daskdl.data.rows import Rows, learn, read_rows
 from daskdl.data.schema import Kinds, Missing, Schema
 from daskdl.data.schema.target import Target
 from daskdl.data.shards import Sampling, Shards

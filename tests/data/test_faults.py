@@ -25,9 +25,10 @@ from processes import wait_until
 import daskdl
 from daskdl.data.arrays import Block
 from daskdl.data.batches import RankBatches
+from daskdl.data.encoders import TensorEncoder
 from daskdl.data.order import SampleOrder
 from daskdl.data.reading import Blocks, Encoded
-from daskdl.data.rows import TensorEncoder, learn, read_rows
+from daskdl.data.rows import learn, read_rows
 from daskdl.data.shards import Shards
 from daskdl.data.sources.parquet import ParquetSource
 from daskdl.errors import DataError, WorkerLost

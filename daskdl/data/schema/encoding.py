@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -61,12 +62,15 @@ def fill_numbers(
         Whether every number is there; the others are zero in ``out``, the mean.
     """
     work = np.empty((out.shape[1], min(len(out), BLOCK_ROWS)), dtype=np.float32)
+    plain = columns and not any(marked)
+    plain = plain and all(isinstance(c, Number) and x.dtype == np.float32 for c, x in zip(columns, read, strict=True))
+    fill = _fill_floats(columns) if plain else partial(_fill_each, columns, marked)
     complete = True
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes its largest number below
         for first in range(0, len(out), BLOCK_ROWS):
             rows = slice(first, first + BLOCK_ROWS)
             block = work[:, : len(out[rows])]
-            _fill_block(block, columns, [x[rows] for x in read], marked)
+            fill([x[rows] for x in read], block)
             if not np.isfinite(block).all():
                 complete = False
                 np.copyto(block, 0, where=np.isnan(block))  # these two are much faster than nan_to_num
@@ -75,8 +79,24 @@ def fill_numbers(
     return complete
 
 
-def _fill_block(
-    block: Floats, columns: Sequence[Dense], read: Sequence[npt.NDArray[Any]], marked: Sequence[bool]
+Fill = Callable[[Sequence[npt.NDArray[Any]], Floats], None]
+
+
+def _fill_floats(columns: Sequence[Dense]) -> Fill:
+    """Do what ``_fill_each`` does to columns of float32, in three calls for all: threads wait for each other less."""
+    shift = np.array([[c.mean] for c in columns], dtype=np.float32)
+    factor = np.array([[1.0 / c.scale] for c in columns], dtype=np.float32)
+
+    def fill(read: Sequence[npt.NDArray[Any]], block: Floats) -> None:
+        np.stack(read, out=block)
+        np.subtract(block, shift, out=block)
+        np.multiply(block, factor, out=block)
+
+    return fill
+
+
+def _fill_each(
+    columns: Sequence[Dense], marked: Sequence[bool], read: Sequence[npt.NDArray[Any]], block: Floats
 ) -> None:
     at, mark = 0, len(block) - sum(marked)
     for column, x, is_marked in zip(columns, read, marked, strict=True):

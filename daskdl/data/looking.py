@@ -1,0 +1,183 @@
+"""Pass one over the rows of a training: look at every piece where it lies, and send home what was seen."""
+
+from __future__ import annotations
+
+import pickle
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from distributed import Client
+
+from daskdl.data.frame import to_pandas
+from daskdl.data.schema import ColumnStats, Kinds, describe
+from daskdl.data.schema.target import describe_target
+from daskdl.data.schema.values import names_of
+from daskdl.data.sources.base import Chunk, Source
+from daskdl.errors import DataError
+
+PIECES_PER_WORKER = 4
+LOOK_THREADS = 2  # without a cluster
+
+
+@dataclass
+class Look:
+    """What was seen of one piece or group.
+
+    Attributes
+    ----------
+    stats : dict of ColumnStats
+    label : ColumnStats
+    weight : float
+        Sum of its sampling weights.
+    digest, n_bytes : int
+        Checksum and size of a piece of a frame.
+    """
+
+    stats: dict[Any, ColumnStats]
+    label: ColumnStats
+    weight: float = 0.0
+    digest: int = 0
+    n_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the first pass is asked to find out."""
+
+    label: Any
+    weight: Any
+    classes: bool
+    moments: bool
+    kinds: Kinds
+
+
+def look_at(piece: Chunk, asked: Asked) -> Look | DataError:
+    """Describe one partition; an error is returned, so that Dask does not log it as well."""
+    piece = to_pandas(piece)
+    try:
+        look = _look(piece, asked)
+    except DataError as error:
+        return error
+    look.digest = content_digest(piece)
+    look.n_bytes = int(piece.memory_usage(deep=True).sum())
+    return look
+
+
+def _look(chunk: Chunk, asked: Asked) -> Look:
+    features = [name for name in names_of(chunk) if name not in (asked.label, asked.weight)]
+    weights = 0.0 if asked.weight is None else _weight_sum(chunk[asked.weight])
+    labels = ColumnStats("label", len(chunk))
+    if asked.label is not None:
+        labels = describe_target(chunk[asked.label], asked.classes)
+    stats = {n: describe(chunk[n], asked.moments, asked.kinds.get(n), n) for n in features}
+    return Look(stats, labels, weights)
+
+
+def _weight_sum(weights: Any) -> float:
+    values = np.asarray(weights, dtype=np.float64)
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise DataError(
+            f"sampling weights must be 0 or more and finite; found "
+            f"{values[~(np.isfinite(values) & (values >= 0))][0]}. Fill or clip them."
+        )
+    return float(values.sum())
+
+
+def content_digest(piece: pd.DataFrame) -> int:
+    """Checksum of the values of a frame and their order: it tells whether a graph gave the same rows again."""
+    value = 0
+    for name in piece.columns:
+        column = piece[name]
+        if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biufcmM":
+            data = np.ascontiguousarray(column.to_numpy()).view(np.uint8)
+        else:
+            try:
+                data = pd.util.hash_pandas_object(column, index=False).to_numpy().view(np.uint8)
+            except TypeError:  # lists, arrays, images
+                data = np.frombuffer(pickle.dumps(column.tolist()), dtype=np.uint8)
+        value = zlib.crc32(data.data, value)
+    return value
+
+
+def look_at_source(source: Source, asked: Asked, client: Client | None) -> list[Look]:
+    """Look at every group, in tasks of about equal rows."""
+    if not len(source.counts):
+        raise DataError(f"{source!r} has no rows; there is nothing to learn from. Look at its path and filters.")
+    n = (
+        LOOK_THREADS
+        if client is None
+        else PIECES_PER_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+    )
+    ends = np.searchsorted(np.cumsum(source.counts), source.n_rows * np.arange(1, n + 1) / n, side="left") + 1
+    ends[-1] = len(source.counts)
+    runs = [range(a, b) for a, b in pairwise([0, *np.minimum(ends, len(source.counts)).tolist()]) if a < b]
+    if client is None:
+        with ThreadPoolExecutor(LOOK_THREADS, "daskdl-look") as pool:
+            found = list(pool.map(lambda run: look_at_groups(source, run, asked), runs))
+    else:
+        held = client.scatter(source, hash=False)
+        found = client.gather([client.submit(look_at_groups, held, run, asked, pure=False) for run in runs])
+    return [look for looks in refused(found) for look in looks]
+
+
+def look_at_groups(source: Source, groups: Sequence[int], asked: Asked) -> list[Look] | DataError:
+    """Describe some groups of a source; runs on a worker. An error is returned."""
+    try:
+        return [_look_at_group(source, group, asked) for group in groups]
+    except DataError as error:
+        return error
+
+
+def _look_at_group(source: Source, group: int, asked: Asked) -> Look:
+    count = int(source.counts[group])
+    found: Look | None = None
+    for chunk in source.read(group, 0, count):
+        look = _look(chunk, asked)
+        found = look if found is None else _merged(found, look)
+    if found is None:
+        if count:
+            raise DataError(f"{source.where(group)} gave no rows, {count:,} were counted: it has changed since.")
+        return Look({}, ColumnStats("label"))
+    if found.label.n != count:
+        raise DataError(f"{source.where(group)} gave {found.label.n:,} rows, {count:,} were counted: it has changed.")
+    return found
+
+
+def refused(found: Sequence[Any]) -> list[Any]:
+    """Raise the first error among the answers, or return them."""
+    for answer in found:
+        if isinstance(answer, DataError):
+            raise answer
+    return list(found)
+
+
+def _merged(one: Look, other: Look) -> Look:
+    stats, label = merge_looks([one, other])
+    return Look(stats, label, one.weight + other.weight)
+
+
+def merge_looks(looks: Sequence[Look]) -> tuple[dict[Any, ColumnStats], ColumnStats]:
+    """Combine statistics of features and labels over pieces; types that do not go together are refused."""
+    label = looks[0].label
+    for more in looks[1:]:
+        label = label.merge(more.label)
+    seen = [look for look in looks if look.stats]
+    stats = {}
+    for name in seen[0].stats if seen else ():
+        merged = seen[0].stats[name]
+        for look in seen[1:]:
+            try:
+                merged = merged.merge(look.stats[name])
+            except TypeError as error:
+                raise DataError(
+                    f"column {name!r} has different types in different partitions: {error}. Convert it to one type "
+                    f"before: df[{name!r}].astype(...)."
+                ) from error
+        stats[name] = merged
+    return stats, label
