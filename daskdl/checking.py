@@ -16,7 +16,7 @@ from daskdl.preflight.facts import Facts
 from daskdl.preflight.findings import findings
 from daskdl.preflight.gather import Gathering
 from daskdl.preflight.report import CheckReport
-from daskdl.training.train import current_client
+from daskdl.training.job import current_client
 
 SECONDS = 5.0  # after which the report is made of what is known
 RESERVE = 0.4  # of them, to make it
@@ -101,7 +101,7 @@ def step_seconds(columns: Mapping[Any, ColumnStats], n_outputs: int, n_rows: int
         import torch
 
         from daskdl.estimators.tabular import TabularNet
-        from daskdl.training.context import to_tensors
+        from daskdl.training.tensors import to_tensors
     except ImportError:
         return 0.0
     schema, before = Schema.from_stats(columns), torch.get_num_threads()

@@ -18,8 +18,9 @@ MODULES = (
     "torch._dynamo",  # the first optimizer of a process imports it
     "dask.dataframe",
     "pyarrow.parquet",
-    "daskdl.training.train",
+    "daskdl.training.job",
     "daskdl.training.fit",
+    "daskdl.training.checkpoints",
     "xgboost",
 )
 

@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
-from daskdl.data.frame import NO_TARGET, as_frame, is_lazy, label_column
+from daskdl.data.frame import NO_TARGET, as_frame, is_lazy, label_column, source_label
 from daskdl.data.rows import Rows, learn, read_rows
 from daskdl.data.schema import Schema
 from daskdl.data.schema.target import Target
@@ -35,6 +35,11 @@ def documented_by(parent: type) -> Callable[[C], C]:
     return decorate
 
 
+def fit_again(resumed: Any, estimator: Any, X: Any, y: Any, validation_data: Any) -> Any:
+    """Go on with a fit; what ``daskdl.resume`` calls."""
+    return estimator._fit(resumed, X, y, validation_data)
+
+
 class DaskEstimator(BaseEstimator):
     """An estimator that takes Dask, pandas or cudf frames, or arrays.
 
@@ -50,6 +55,10 @@ class DaskEstimator(BaseEstimator):
         tags.input_tags.allow_nan = self.missing != "refuse"
         tags.target_tags.required = True
         return tags
+
+    def _unfitted(self) -> Self:
+        """Make another with the same parameters, not copied."""
+        return type(self)(**self.get_params(deep=False))
 
     # -- fit --------------------------------------------------------------------------------------------------
 
@@ -75,17 +84,19 @@ class DaskEstimator(BaseEstimator):
         if not isinstance(validation_data, tuple) or len(validation_data) != 2:
             raise TypeError(f"validation_data must be (X, y), got {type(validation_data).__name__}")
         X, y = validation_data
+        if y is None:
+            raise ValueError(f"validation_data {NO_TARGET}")
         rows = read_rows(
-            X if isinstance(X, Source) else self._without_weights(X),
+            X,
             y,
             classes=isinstance(self, ClassifierMixin),
             client=client,
             moments=False,
             kinds=getattr(self, "kinds", None),
         )
-        self.schema_.check(rows.stats)
         if not rows.n_rows:
             raise DataError("validation_data has no rows; there is nothing to validate on. Look at its filters.")
+        self.schema_.check([name for name in rows.stats if not self._is_weight(name)])
         unknown = set(rows.label.values) - set([] if self.target_.classes is None else self.target_.classes.tolist())
         if self.target_.classes is not None and unknown:
             raise DataError(
@@ -103,14 +114,23 @@ class DaskEstimator(BaseEstimator):
 
     def _without_weights(self, X: Any) -> Any:
         """Drop the column of sampling weights: it is no feature."""
-        weight = getattr(self, "sampling", None)
-        known = self.schema_.names
-        return X.drop(columns=[weight]) if weight in getattr(X, "columns", ()) and weight not in known else X
+        weights = [name for name in getattr(X, "columns", ()) if self._is_weight(name)]
+        return X.drop(columns=weights) if weights else X
+
+    def _is_weight(self, name: Any) -> bool:
+        return name == getattr(self, "sampling", None) and name not in self.schema_.names
+
+    def _read_lazily(self, X: Source) -> tuple[Any, Any]:
+        """Return the rows of a source, and those of their columns that were in fit: no label, no weights."""
+        if not X.n_rows:
+            raise DataError(f"{X!r} has no rows; there is nothing to predict. Look at its path and filters.")
+        frame = X.to_dask()
+        return frame, frame[[name for name in self.schema_.names if name in frame.columns]]
 
     def _with_fit_names(self, X: Any) -> Any:
         """An array has no names: it must have as many columns as in fit, and gets their names."""
         if isinstance(X, Source):
-            return X.to_dask()[self.schema_.names]
+            return self._read_lazily(X)[1]
         X = self._without_weights(X)
         frame = as_frame(X)
         if not hasattr(X, "columns"):
@@ -215,9 +235,14 @@ class DaskRegressor(RegressorMixin, DaskEstimator):
 def _compared(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
     import dask
 
+    if y is None:
+        raise ValueError(f"score {NO_TARGET}")
+    check_is_fitted(estimator, "model_")
     if isinstance(X, Source):
-        X = X.to_dask()
-    if isinstance(y, str):
+        name = source_label(X, y)
+        frame, X = estimator._read_lazily(X)
+        y = frame[name]
+    elif isinstance(y, str):
         X, y = label_column(X, y)
     if is_lazy(X):
         return dask.compute(y, estimator.predict(X))

@@ -13,14 +13,16 @@ import torch
 from torch import nn
 
 from daskdl.data.arrays import Ragged
-from daskdl.data.batches import Transform
+from daskdl.data.batches import Transform, check_transform
 from daskdl.data.schema import Missing, Schema
 from daskdl.errors import LossDiverged
-from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by
+from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by, fit_again
 from daskdl.estimators.tabular import TabularNet
-from daskdl.training.context import to_tensors
+from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.fit import FitConfig, class_scores, fit_loop, make_optimizer
-from daskdl.training.train import Job, current_client, started, weight_column
+from daskdl.training.job import Job, NumWorkers, current_client, rules_of, started, weight_column
+from daskdl.training.resuming import Resumed, remember_call
+from daskdl.training.tensors import to_tensors
 
 PREDICT_ROWS = 65_536  # rows per forward pass, at most
 PREDICT_BYTES = 64 * 2**20  # of their inputs
@@ -58,8 +60,12 @@ class _TorchEstimator(DaskEstimator):
         ``Schema.learn``.
     batch_transform : callable, optional
         ``batch_transform(arrays, keys)`` on every training batch, in the background of the ranks; see ``RankBatches``.
-    num_workers : int, optional
-        Ranks; all workers by default.
+    num_workers : int or (int, int), optional
+        Ranks; all workers by default. When workers are lost, training goes on with as few as one, and takes in those
+        that join until there are as many again. A pair sets the fewest and the most: below the fewest it waits.
+    checkpoints : Checkpoints or str, optional
+        Where and how often the state is written, besides what the workers hold in memory; a string is the path. By
+        default once a minute and at the end, into the folder of the run.
     seed : int
         Decides initial weights, the order of the rows and dropout.
     name : str, optional
@@ -95,7 +101,8 @@ class _TorchEstimator(DaskEstimator):
         sampling: str | None = None,
         kinds: dict[Any, Any] | None = None,
         batch_transform: Transform | None = None,
-        num_workers: int | None = None,
+        num_workers: NumWorkers = None,
+        checkpoints: Checkpoints | str | None = None,
         seed: int = 0,
         name: str | None = None,
         verbose: int = 1,
@@ -113,6 +120,7 @@ class _TorchEstimator(DaskEstimator):
         self.kinds = kinds
         self.batch_transform = batch_transform
         self.num_workers = num_workers
+        self.checkpoints = checkpoints
         self.seed = seed
         self.name = name
         self.verbose = verbose
@@ -142,7 +150,13 @@ class _TorchEstimator(DaskEstimator):
             A worker failed or died.
         LossDiverged
             The loss became NaN; ``model_`` then holds the last good weights.
+        KeyboardInterrupt
+            The cell was interrupted: the ranks stopped after their step, and ``model_`` holds the weights of that
+            step. A second interrupt does not wait for it.
         """
+        return self._fit(None, X, y, validation_data)
+
+    def _fit(self, resumed: Resumed | None, X: Any, y: Any, validation_data: tuple[Any, Any] | None) -> Self:
         config = FitConfig(self.optimizer, self.learning_rate, self.weight_decay, self.loss, self.patience)
         if self.patience is not None and validation_data is None:
             raise ValueError(f"patience={self.patience} needs validation_data=(X, y): it is what is waited for.")
@@ -150,6 +164,8 @@ class _TorchEstimator(DaskEstimator):
         rows = self._read(X, y, client, moments=True, weight=weight_column(self.sampling), kinds=self.kinds)
         module = self._make_module()
         make_optimizer(config, module)  # refuses a wrong one before anything is launched
+        y_type = np.float32 if self.target_.classes is None else np.int64
+        check_transform(self.batch_transform, self.schema_.example(2) | {"y": np.zeros(2, dtype=y_type)})
         validation = self._read_validation(validation_data, client)
         job = Job(
             rows,
@@ -163,18 +179,20 @@ class _TorchEstimator(DaskEstimator):
             validation,
             self.sampling,
             self.batch_transform,
+            rules_of(self.checkpoints),
         )
         title = self.name or str(getattr(self.module or TabularNet, "__name__", type(self.module).__name__))
         params = {k: v for k, v in self.get_params(deep=False).items() if k not in ("name", "verbose", "seed")}
-        with started(title, type(self).__name__, params, job, self.verbose) as run:
+        with started(title, type(self).__name__, params, job, self.verbose, resumed) as run:
             self.run_ = run
+            remember_call(run, job.checkpoints, job.fingerprint, fit_again, self._unfitted(), X, y, validation_data)
             try:
-                self.model_, _ = job.run(fit_loop, (module, config), run)
+                model, _ = job.run(fit_loop, (module, config), run, resumed.commit if resumed else None)
             except LossDiverged as error:
                 module.load_state_dict(error.state or module.state_dict())
                 self.model_ = module.eval()
                 raise
-        self.model_.eval()
+            self.model_ = model.eval()
         return self
 
     def _n_outputs(self) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from distributed import wait
+from distributed import get_worker, wait
 
 from daskdl.data.encoders import TableEncoder
 from daskdl.data.schema import Missing, Schema
@@ -15,7 +16,8 @@ from daskdl.errors import DataError, MissingExtraError
 from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by
 from daskdl.execution import spmd
 from daskdl.preflight.facts import facts_of_rows
-from daskdl.training.train import current_client, started, unwrapped
+from daskdl.training.gangs import unwrapped
+from daskdl.training.job import current_client, started
 
 try:
     import xgboost
@@ -268,9 +270,9 @@ class _Boost:
 def boost_in_gang(config: Any, run: str, blocks: list[Any], validation: list[Any]) -> Any:
     """One rank of a boosting gang; runs in a worker."""
     from daskdl.training.boost import boost_rank
-    from daskdl.training.train import log_event
+    from daskdl.tracking.record import TOPIC
 
-    return boost_rank(config, run, log_event, True, blocks, validation)
+    return boost_rank(config, run, partial(get_worker().log_event, TOPIC), True, blocks, validation)
 
 
 def _homes(client: Client | None, rows: Rows, workers: list[str]) -> list[int | None]:

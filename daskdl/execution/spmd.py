@@ -12,15 +12,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import tblib
-from distributed import Client, Future, MultiLock, as_completed
+from distributed import Client, Future, as_completed
 
 from daskdl.errors import NotEnoughWorkers, RankFailed, WorkerLost
 from daskdl.execution import rendezvous
 from daskdl.execution.calls import call_workers
 from daskdl.execution.losses import Losses
 from daskdl.execution.rank_env import available_cores, training_process
+from daskdl.execution.seats import Seats, holders
 
 GRACE_SECONDS = 3.0  # for ranks to leave by themselves after one failed
+WATCH_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -47,35 +49,51 @@ class Gang:
         return max(1, available_cores() // sum(self.host(r) == here for r in range(self.world_size)))
 
 
-def choose_workers(client: Client, num_workers: int | None = None) -> list[str]:
+def choose_workers(client: Client, num_workers: int | tuple[int, int] | None = None) -> list[str]:
     """Addresses of the workers that hold the ranks, in rank order: hosts one after the other.
+
+    Those that no run holds are taken first.
 
     Parameters
     ----------
     client : distributed.Client
-    num_workers : int, optional
-        All workers by default.
+    num_workers : int or (int, int), optional
+        As many, or as there are from the first to the second number. All workers by default.
 
     Raises
     ------
     NotEnoughWorkers
         The cluster has fewer; nothing was launched.
     """
+    least, most = span_of(num_workers)
     everyone = sorted(client.scheduler_info(n_workers=-1)["workers"])
     threads = [address for address in everyone if address.startswith("inproc://")]  # workers of one process
     workers = [address for address in everyone if address not in threads[1:]]
-    if num_workers is None:
-        num_workers = max(1, len(workers))
-    if num_workers < 1:
-        raise ValueError(f"num_workers must be at least 1, got {num_workers}")
-    if len(workers) < num_workers:
+    if len(workers) < least:
         raise NotEnoughWorkers(
-            f"num_workers={num_workers} asked for, but the cluster at {client.scheduler.address} has {len(workers)}"
-            f"{' process (processes=False), and a process holds one rank' if threads else ''}. "
+            f"num_workers={num_workers or 1} asked for, but the cluster at {client.scheduler.address} has "
+            f"{len(workers)}{' process (processes=False), and a process holds one rank' if threads else ''}. "
             "A gang starts all its ranks at once, one per worker, so nothing was started. Ask for fewer, or add "
             "workers: client.cluster.scale(n)."
         )
-    return workers[:num_workers]
+    if most is not None and most < len(workers):
+        taken = holders(client)
+        workers = sorted(sorted(workers, key=lambda address: address in taken)[:most])
+    return workers
+
+
+def span_of(num_workers: int | tuple[int, int] | None) -> tuple[int, int | None]:
+    """Fewest and most ranks to begin with; no upper bound is None."""
+    if num_workers is None:
+        return 1, None
+    pair = num_workers if isinstance(num_workers, tuple) else (num_workers, num_workers)
+    if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) for n in pair):
+        raise TypeError(f"num_workers must be a number or a pair (fewest, most), got {num_workers!r}")
+    if pair[0] < 1:
+        raise ValueError(f"num_workers must be at least 1, got {num_workers}")
+    if pair[1] < pair[0]:
+        raise ValueError(f"num_workers=(fewest, most) must not fall, got {num_workers}")
+    return pair
 
 
 def run(
@@ -86,6 +104,9 @@ def run(
     rank_args: Sequence[tuple[Any, ...]] | None = None,
     client: Client | None = None,
     backend: str | None = None,
+    held: bool = False,
+    watch: Callable[[], None] | None = None,
+    interrupted: Callable[[], bool] | None = None,
 ) -> list[Any]:
     """Run ``function(*args)`` on a gang of workers at once, inside a ``torch.distributed`` process group.
 
@@ -108,6 +129,12 @@ def run(
         The current client by default.
     backend : {"gloo", "nccl"}, optional
         NCCL where every worker of the gang sees a GPU, gloo otherwise.
+    held : bool
+        Whether the caller holds ``Seats`` on the workers; by default they are held while the gang lasts.
+    watch : callable, optional
+        Called several times a second while the ranks work.
+    interrupted : callable, optional
+        Called on ``KeyboardInterrupt``; if it returns true, the ranks are waited for all the same.
 
     Returns
     -------
@@ -139,7 +166,9 @@ def run(
     extra = list(rank_args) if rank_args is not None else [()] * len(addresses)
     if len(extra) != len(addresses):
         raise ValueError(f"rank_args must have one tuple per rank: {len(addresses)} ranks, got {len(extra)}")
-    with MultiLock(addresses, client):
+    with Seats(client, str(getattr(function, "__name__", "spmd.run"))) as seats:
+        if not held:
+            seats.take(addresses)
         _check_alive(client, addresses)
         gang = _assemble(client, addresses, backend)
         losses = Losses(client, addresses)
@@ -162,7 +191,7 @@ def run(
         ]
         try:
             with losses:
-                return _gather(futures, gang, losses)
+                return _gather(futures, gang, losses, watch, interrupted)
         finally:
             _disband(client, gang, futures)
 
@@ -198,25 +227,42 @@ def _sees_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _gather(futures: list[Future], gang: Gang, losses: Losses) -> list[Any]:
+def _gather(
+    futures: list[Future],
+    gang: Gang,
+    losses: Losses,
+    watch: Callable[[], None] | None,
+    interrupted: Callable[[], bool] | None,
+) -> list[Any]:
     """Wait for all ranks, or for the first sign of failure."""
     for future in futures:
         future.add_done_callback(lambda _: losses.news.set())
     answers: dict[int, Any] = {}
     while len(answers) < len(futures):
-        losses.news.wait(timeout=1.0)
-        losses.news.clear()
-        for rank, future in enumerate(futures):
-            if future.status in ("error", "cancelled", "lost"):
-                raise _not_started(gang, rank, future)
-            if future.status == "finished" and rank not in answers:
-                answers[rank] = future.result()
-        failures = {rank: answer for rank, answer in answers.items() if isinstance(answer, _Failure)}
-        if failures:
-            raise _first_failure(failures, futures, gang, losses)
-        if losses.lost:
-            raise _worker_lost(gang, losses.lost[0])
+        try:
+            losses.news.wait(timeout=WATCH_SECONDS)
+            losses.news.clear()
+            _look(futures, gang, losses, answers)
+            if watch is not None:
+                watch()
+        except KeyboardInterrupt:
+            if interrupted is None or not interrupted():
+                raise
     return [answers[rank] for rank in range(len(futures))]
+
+
+def _look(futures: list[Future], gang: Gang, losses: Losses, answers: dict[int, Any]) -> None:
+    """Take what has been answered; raises for a rank that failed, or a worker that is gone."""
+    for rank, future in enumerate(futures):
+        if future.status in ("error", "cancelled", "lost"):
+            raise _not_started(gang, rank, future)
+        if future.status == "finished" and rank not in answers:
+            answers[rank] = future.result()
+    failures = {rank: answer for rank, answer in answers.items() if isinstance(answer, _Failure)}
+    if failures:
+        raise _first_failure(failures, futures, gang, losses)
+    if losses.lost:
+        raise _worker_lost(gang, losses.lost[0])
 
 
 def _first_failure(failures: dict[int, _Failure], futures: list[Future], gang: Gang, losses: Losses) -> RankFailed:

@@ -39,6 +39,8 @@ class Run:
         State, curves and events so far; updated as messages of the workers come in.
     folder : str
         Path or URL under which the artifacts lie.
+    asked_to_stop : str or None
+        Why it is to stop at its next step, if it is.
     environment : dict of str to str
         Versions and platform at the start.
 
@@ -56,6 +58,7 @@ class Run:
         self._store: Store | None = None
         self._from_workers: Counter[int] = Counter()  # messages, by the generation of the gang
         self._order: Any = None
+        self.asked_to_stop: str | None = None
         self._changed = threading.Condition()
 
     @classmethod
@@ -129,6 +132,14 @@ class Run:
         if self._feed is not None:
             self._feed.flush()
 
+    def stop(self, why: str = "run.stop()") -> None:
+        """Have a training stop at its next step: it commits, frees its workers and ends as ``stopped``.
+
+        Returns at once, from any thread. ``daskdl.resume`` goes on from there.
+        """
+        self._must_run("stop")
+        self.asked_to_stop = self.asked_to_stop or why
+
     def __enter__(self) -> Self:
         return self
 
@@ -152,8 +163,11 @@ class Run:
     # what the workers say
 
     def receive(self, message: dict[str, Any]) -> None:
-        """Take one message of a worker; the feed calls it on the client's event loop."""
-        self._apply(message, from_worker=True)
+        """Take one message of a worker or the dashboard; the feed calls it on the client's event loop."""
+        if message["kind"] == "stop":
+            self.asked_to_stop = self.asked_to_stop or str(message.get("why", "the dashboard's stop button"))
+        else:
+            self._apply(message, from_worker=True)
 
     def wait_for_messages(self, count: int, generation: int = 0, timeout: float = 5.0) -> bool:
         """Block until ``count`` messages of a gang were applied; False when ``timeout`` seconds did not suffice."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from daskdl.data.schema import MAX_CATEGORIES, Schema, Text, describe
 from daskdl.errors import DataError
 from daskdl.estimators.tabular import TabularNet
-from daskdl.training.context import to_tensors
+from daskdl.training.tensors import to_tensors
 
 FRAME = pd.DataFrame(
     {

@@ -1,0 +1,53 @@
+"""How all ranks come to obey a word of the client at the same step."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from daskdl.execution.words import REGROUP, STOP, take_word, word_for
+
+ASK_SECONDS = 0.05  # about, between two questions
+MOST_STEPS = 1_000
+WORDS = (None, REGROUP, STOP)  # the later one counts
+
+
+class Agreement:
+    """Asks now and then whether any rank was told something, by an all-reduce of two integers beside the step's work.
+
+    How many steps lie between two questions follows from how long steps take, and is agreed on the same way.
+    """
+
+    def __init__(self, run: str, world_size: int, first_step: int) -> None:
+        self.run, self.world_size = run, world_size
+        self._next, self._steps = first_step, 1
+        self._asked: tuple[torch.Tensor, Any] | None = None
+        self._asked_at = time.monotonic()
+
+    def ask(self, step: int) -> None:
+        """Ask at the beginning of a step; returns at once."""
+        if step < self._next:
+            return
+        now = time.monotonic()
+        mine = torch.tensor([WORDS.index(word_for(self.run)), int(1e6 * (now - self._asked_at))])
+        self._asked_at = now
+        work = dist.all_reduce(mine, dist.ReduceOp.MAX, async_op=True) if self.world_size > 1 else None
+        self._asked = mine, work
+
+    def answer(self, step: int) -> str | None:
+        """Return what all ranks are to do now, at the end of the step; None goes on."""
+        if self._asked is None:
+            return None
+        (reduced, work), self._asked = self._asked, None
+        if work is not None:
+            work.wait()
+        number, microseconds = reduced.tolist()
+        fitting = int(ASK_SECONDS * 1e6 * self._steps / max(1, microseconds))
+        self._steps = min(max(1, fitting), MOST_STEPS, 2 * self._steps)
+        self._next = step + self._steps
+        if WORDS[number] is not None:
+            take_word(self.run)
+        return WORDS[number]

@@ -1,0 +1,295 @@
+"""Gang after gang of one run: the next one goes on from the last commit, with the workers there are."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+from distributed import Client
+
+from daskdl.errors import DaskdlError, NotEnoughWorkers, RankFailed, WorkerLost
+from daskdl.execution import spmd
+from daskdl.execution.calls import call_workers
+from daskdl.execution.seats import Seats
+from daskdl.execution.words import REGROUP, STOP, put_word, take_word
+from daskdl.tracking.run import Run
+from daskdl.training.checkpoints import CheckpointFolder
+from daskdl.training.commit import Commit, commit_step, forget_commit, take_commit
+
+WAIT_SECONDS = 120.0  # for workers to come back when there are fewer than the user's fewest
+LOSSES_IN_PLACE = 3  # without a new commit between them: it is the training that kills
+LOOK_SECONDS = 0.5  # between two looks at who has joined
+INTERRUPT_SECONDS = 10.0  # that ranks have to come to the end of their step
+
+
+@dataclass
+class Answer:
+    """What a rank hands back when it leaves its gang.
+
+    Attributes
+    ----------
+    value : object
+        Of rank 0.
+    state : dict
+        Of rank 0: what was kept, on the CPU.
+    n_messages : int
+        Sent by this rank.
+    word : str or None
+        Why it left before the end: ``REGROUP`` or ``STOP``.
+    """
+
+    value: Any = None
+    state: dict[str, Any] = field(default_factory=dict)
+    n_messages: int = 0
+    word: str | None = None
+
+
+class Gangs:
+    """Runs a function on the workers of a run until it has come to its end, whatever happens to workers.
+
+    A worker that is lost costs the steps since the last commit, which every rank has in its process: the others go on
+    from it. One that joins is taken in at the end of a step, if the run wants more. When nobody is left, the newest
+    checkpoint is where it goes on.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    run : Run
+    workers : sequence of str
+        Of the first gang.
+    num_workers : int, (int, int) or None
+        What the user asked for: a number may shrink to one and grows back; a pair is the fewest and the most.
+    most : int
+        Ranks that the data can feed.
+    checkpoints : CheckpointFolder, optional
+        Where the ranks write their commits.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        run: Run,
+        workers: Sequence[str],
+        num_workers: int | tuple[int, int] | None,
+        most: int,
+        checkpoints: CheckpointFolder | None = None,
+    ) -> None:
+        self.client, self.run, self.workers, self.checkpoints = client, run, list(workers), checkpoints
+        fewest, wanted = spmd.span_of(num_workers)
+        self.fewest = fewest if isinstance(num_workers, tuple) else 1
+        self.most = min(most, wanted or len(workers))
+        self.generation = 0
+        self._losses = (-1, 0)  # step of the commit, and losses since it was made
+        self._newcomers: list[str] = []
+        self._greeting: threading.Thread | None = None
+        self._looked_at = self._interrupted_at = 0.0
+        self._told_to_stop = False
+
+    def __call__(
+        self,
+        function: Callable[..., Answer],
+        args: tuple[Any, ...],
+        rank_args: Callable[[list[str]], Sequence[tuple[Any, ...]]],
+        commit: Commit | None = None,
+    ) -> Answer:
+        """Call ``function(*args, generation, commit, *rank_args)`` in every rank; return what rank 0 answered.
+
+        Parameters
+        ----------
+        rank_args : callable
+            Lays what the ranks need on their workers: called with the addresses of each new gang.
+        commit : Commit, optional
+            Where the first gang begins.
+        """
+        now: Any = commit if commit is None else self.client.scatter(commit, workers=self.workers[:1], hash=False)
+        with Seats(self.client, self.run.id) as self._seats:
+            self._seats.take(self.workers, lambda text: self.run.event("waiting", text))
+            try:
+                while True:
+                    try:
+                        answer = self._gang(function, (*args, self.generation, now), rank_args)
+                        if answer.word != REGROUP:
+                            return answer
+                        now = self._regroup()
+                    except (WorkerLost, NotEnoughWorkers) as lost:
+                        now = self._recover(lost)
+                    self.generation += 1
+            finally:
+                if self._greeting is not None:
+                    self._greeting.join()
+                call_workers(self.client, _forget, self.run.id, workers=self.workers)
+
+    def _gang(self, function: Callable[..., Answer], args: tuple[Any, ...], rank_args: Any) -> Answer:
+        answers: list[Answer] = unwrapped(
+            spmd.run,
+            function,
+            *args,
+            rank_args=rank_args(self.workers),
+            workers=self.workers,
+            client=self.client,
+            held=True,
+            watch=self._watch,
+            interrupted=self._interrupt,
+        )
+        return answers[0]
+
+    # -- losing workers ---------------------------------------------------------------------------------------
+
+    def _recover(self, lost: Exception) -> Any:
+        """Settle with which workers to go on, and from which commit: that of a survivor, as all have the same."""
+        alive = self._alive()
+        gone = [worker for worker in self.workers if worker not in alive]
+        if not gone:
+            raise lost
+        before, survivors = len(self.workers), [worker for worker in self.workers if worker in alive]
+        steps = call_workers(self.client, commit_step, self.run.id, workers=survivors)
+        holder = max(steps, key=lambda worker: steps[worker], default=None)
+        commit: Any = None
+        if holder is not None and steps[holder]:
+            step = steps[holder]
+        elif self.checkpoints is not None and (commit := self.checkpoints.newest()) is not None:
+            step, holder = commit.step, None
+        else:
+            step, holder = 0, None
+        self._count_loss(step, lost)
+        self.workers = sorted([*survivors, *self._take_newcomers()])
+        self._wait_for_workers(lost)
+        self.run.event(
+            "worker_lost",
+            f"{', '.join(gone)} left the cluster. Training goes on with {len(self.workers)} of {before} ranks, from "
+            f"step {step}: steps after it are done again.",
+            step,
+        )
+        if holder is not None:
+            return self._commit_of(holder)
+        return commit if commit is None else self.client.scatter(commit, workers=self.workers[:1], hash=False)
+
+    def _count_loss(self, step: int, lost: Exception) -> None:
+        n = self._losses[1] + 1 if step == self._losses[0] else 1
+        self._losses = step, n
+        if n > LOSSES_IN_PLACE:
+            lost.add_note(
+                f"It was lost {n} times at step {step} or a little later, each time the run went on from there."
+            )
+            raise lost
+
+    def _wait_for_workers(self, lost: Exception) -> None:
+        """Wait until there are as many as the user's fewest, as workers that died are usually started again."""
+        fewest, deadline, said = self.fewest, time.monotonic() + WAIT_SECONDS, False
+        while len(self.workers) < fewest:
+            if time.monotonic() > deadline:
+                raise lost
+            joined = self._take_seats(fewest - len(self.workers))
+            call_workers(self.client, _warm, workers=joined)
+            alive = self._alive()
+            self.workers = sorted(worker for worker in [*self.workers, *joined] if worker in alive)
+            if len(self.workers) < fewest and not said:
+                there = f"{len(self.workers)} of at least {fewest} workers are there"
+                self.run.event("waiting", f"{there}; the run goes on when others have joined")
+                said = True
+            if len(self.workers) < fewest:
+                time.sleep(0.05)
+
+    # -- taking workers in ------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Look several times a second whether somebody has joined, or the user wants to stop."""
+        if self._interrupted_at and time.monotonic() - self._interrupted_at > INTERRUPT_SECONDS:
+            raise KeyboardInterrupt
+        if self.run.asked_to_stop and not self._told_to_stop:
+            self._told_to_stop = True
+            self._tell(STOP)
+        busy = self._greeting is not None and self._greeting.is_alive()
+        if not busy and not self._newcomers and len(self.workers) < self.most and not self._told_to_stop:
+            if time.monotonic() - self._looked_at > LOOK_SECONDS and self._strangers():
+                self._greeting = threading.Thread(target=self._greet, name="daskdl-greet", daemon=True)
+                self._greeting.start()
+            self._looked_at = time.monotonic()
+
+    def _greet(self) -> None:
+        """Have workers that joined load what a rank needs, while the others train; then ask these to make room."""
+        with suppress(OSError, RuntimeError):  # the scheduler goes: those who train will notice
+            joined = self._take_seats(self.most - len(self.workers))
+            warm = call_workers(self.client, _warm, workers=joined)
+            self._newcomers = [worker for worker in joined if worker in warm]
+            if self._newcomers:
+                self._tell(REGROUP)
+
+    def _regroup(self) -> Any:
+        """Take in those who joined; the commit is that of the step at which all ranks stopped."""
+        before, holder = len(self.workers), self.workers[0]
+        step = call_workers(self.client, commit_step, self.run.id, workers=[holder]).get(holder, 0)
+        self.workers = sorted([*self.workers, *self._take_newcomers()])
+        if len(self.workers) > before:
+            self.run.event("resize", f"{len(self.workers)} ranks instead of {before} from step {step} on", step)
+        return self._commit_of(holder)
+
+    def _take_newcomers(self) -> list[str]:
+        if self._greeting is not None:
+            self._greeting.join()
+        newcomers, self._newcomers = self._newcomers, []
+        alive = self._alive()
+        return [worker for worker in newcomers if worker in alive]
+
+    def _take_seats(self, most: int) -> list[str]:
+        strangers = self._strangers()
+        return self._seats.take_free(strangers, most) if strangers else []
+
+    def _strangers(self) -> list[str]:
+        alive = self._alive()
+        one_process = any(worker.startswith("inproc://") for worker in self.workers)
+        return [] if one_process else sorted(worker for worker in alive if worker not in self.workers)
+
+    # -- talking to workers -----------------------------------------------------------------------------------
+
+    def _alive(self) -> set[str]:
+        return set(self.client.scheduler_info(n_workers=-1)["workers"])
+
+    def _tell(self, word: str) -> None:
+        call_workers(self.client, put_word, self.run.id, word, workers=self.workers)
+
+    def _commit_of(self, holder: str) -> Any:
+        return self.client.submit(take_commit, self.run.id, workers=[holder], allow_other_workers=False, pure=False)
+
+    def _interrupt(self) -> bool:
+        """Have the ranks stop at the end of their step; a second interrupt does not wait for it."""
+        first, self._interrupted_at = not self._interrupted_at, time.monotonic()
+        if first:
+            self.run.stop("interrupted")
+        return first
+
+
+def _warm() -> None:
+    """Load in a worker what ranks use; workers that were forked warm have it."""
+    for name in ("torch.nn.parallel.distributed", "torch._dynamo", "daskdl.training.job", "daskdl.training.boost"):
+        importlib.import_module(name)
+
+
+def _forget(run: str) -> None:
+    forget_commit(run)
+    take_word(run)
+
+
+def reachable(folder: str, workers: Sequence[str]) -> bool:
+    """Whether a rank can write to a folder of the client: a URL, or a folder of the host it runs on."""
+    if "://" in folder or not workers:
+        return True
+    here = {address.address for found in psutil.net_if_addrs().values() for address in found}
+    return all(urlsplit(worker).hostname in here for worker in workers)
+
+
+def unwrapped(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call, and raise daskdl's own errors of a rank as themselves: they say more than that a rank failed."""
+    try:
+        return function(*args, **kwargs)
+    except RankFailed as error:
+        if isinstance(error.__cause__, DaskdlError):
+            raise error.__cause__ from None
+        raise

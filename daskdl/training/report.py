@@ -1,0 +1,158 @@
+"""What the ranks report: added up over ranks now and then, and sent as messages of rank 0."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from daskdl.data.audit import MASK
+from daskdl.data.batches import Batch
+from daskdl.training.commit import Use
+
+SEND_SECONDS = 0.2  # between two messages of rank 0
+
+Send = Callable[[dict[str, Any]], None]
+
+
+class Step(NamedTuple):
+    """What a rank said of one step."""
+
+    step: int
+    n_rows: int
+    n_global: int
+    values: dict[str, torch.Tensor]
+    digest: int
+    epoch: int
+
+
+class Report:
+    """Collects what a rank reports of its steps until it is added up.
+
+    Attributes
+    ----------
+    uses : dict of int to Use
+        What all ranks used, by the first step of each stretch.
+    latest : dict of str to float
+        Newest value of each metric.
+    sent : int
+        Messages this rank has sent.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        generation: int,
+        send: Send,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        steps_per_epoch: int,
+        uses: dict[int, Use],
+    ) -> None:
+        self.run, self.generation, self.send = run, generation, send
+        self.rank, self.world_size, self.device = rank, world_size, device
+        self.steps_per_epoch, self.uses = steps_per_epoch, dict(uses)
+        self.latest: dict[str, float] = {}
+        self.sent = 0
+        self._now: dict[str, torch.Tensor] = {}
+        self._steps: list[Step] = []
+        self._points: list[list[Any]] = []
+        self._sent_at = self._added_at = time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def add(self, values: dict[str, float | torch.Tensor]) -> None:
+        """Note values of the step that is being done."""
+        for name, value in values.items():
+            tensor = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(float(value))
+            if tensor.numel() != 1:
+                raise ValueError(
+                    f"report({name}=...) takes one number per step, got a tensor of shape {tuple(tensor.shape)}. "
+                    "Reduce it first, for example with .mean()."
+                )
+            self._now["train_loss" if name == "loss" else name] = tensor.reshape(()).double()
+
+    def close_step(self, batch: Batch) -> None:
+        """Note that a step is done."""
+        self._steps.append(Step(batch.step, batch.n_rows, batch.n_global, self._now, batch.digest, batch.epoch))
+        self._now = {}
+
+    def point(self, step: int, values: dict[str, float]) -> None:
+        """Note values that are the same on all ranks."""
+        self.latest |= {name: float(value) for name, value in values.items()}
+        self._points += [[step, {name: float(value)}] for name, value in values.items()]
+
+    def add_up(self) -> tuple[int, float] | None:
+        """Add up over ranks what was noted; every rank gets here at the same step.
+
+        Returns
+        -------
+        (step, loss) or None
+            Of the first loss that is not finite.
+        """
+        steps, self._steps = self._steps, []
+        if not steps:
+            return None
+        self._audit(steps)
+        bad = self._means(steps, sorted(steps[-1].values))
+        now = time.monotonic()
+        rate = sum(one.n_global for one in steps) / max(now - self._added_at, 1e-9)
+        self._points.append([steps[-1].step + 1, {"rows_per_s": rate}])
+        self._added_at = now
+        return bad
+
+    def send_points(self, epoch: float | None, hurry: bool = False) -> None:
+        """Send what there is, not more often than five times a second unless there is a hurry."""
+        if self._points and (hurry or time.monotonic() - self._sent_at > SEND_SECONDS):
+            points, self._points = self._points, []
+            self._sent_at = time.monotonic()
+            self.message("metrics", points=points, epoch=epoch)
+
+    def message(self, kind: str, **keys: Any) -> None:
+        """Send a message of the run; rank 0's word counts."""
+        if self.rank == 0:
+            about = {"run": self.run, "kind": kind, "time": time.time(), "generation": self.generation}
+            self.send({**about, **keys})
+            self.sent += 1
+
+    def _audit(self, steps: list[Step]) -> None:
+        """Add up what all ranks used in these steps, epoch by epoch; integers wrap around, as the digest does."""
+        parts = [list(part) for _, part in groupby(steps, key=lambda one: one.epoch)]
+        mine = [(sum(one.digest for one in part) & MASK, sum(one.n_rows for one in part)) for part in parts]
+        sums = torch.tensor([[digest - (digest >> 63 << 64), n] for digest, n in mine], device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(sums)
+        for part, (digest, n) in zip(parts, sums.tolist(), strict=True):
+            self._use(part[0].step, part[-1].step + 1, n, digest & MASK)
+        self.message("audit", uses=list(self.uses.values()))
+
+    def _use(self, first: int, stop: int, rows: int, digest: int) -> None:
+        """Add steps to the stretch of their epoch that they follow on."""
+        begin = first // self.steps_per_epoch * self.steps_per_epoch
+        if begin in self.uses and self.uses[begin][1] == first:
+            _, _, before, sum_before = self.uses[begin]
+            first, rows, digest = begin, before + rows, (sum_before + digest) & MASK
+        self.uses[first] = (first, stop, rows, digest)
+
+    def _means(self, steps: list[Step], names: list[str]) -> tuple[int, float] | None:
+        """Note the mean of each value over the rows of all ranks, step by step: one all-reduce for all steps."""
+        if not names:
+            return None
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        sums = [[one.values.get(k, zero) * one.n_rows if one.n_rows else zero for k in names] for one in steps]
+        table = torch.stack([torch.stack([v.to(self.device) for v in line]) for line in sums])
+        if self.world_size > 1:
+            dist.all_reduce(table)
+        means = (table.cpu() / torch.tensor([[one.n_global] for one in steps], dtype=torch.float64)).tolist()
+        lines = [dict(zip(names, line, strict=True)) for line in means]
+        self._points += [[one.step + 1, line] for one, line in zip(steps, lines, strict=True)]
+        self.latest |= lines[-1]
+        losses = ((one.step, line.get("train_loss", 0.0)) for one, line in zip(steps, lines, strict=True))
+        return next(((step, loss) for step, loss in losses if not math.isfinite(loss)), None)
