@@ -16,7 +16,7 @@ from daskdl.data.arrays import Array, Block
 from daskdl.data.audit import Hashes as Keys
 from daskdl.data.audit import total
 from daskdl.data.mixing import Mixture
-from daskdl.data.order import SampleOrder, share
+from daskdl.data.order import SampleOrder
 from daskdl.data.reading import USE, Plan, Reader, Windows
 
 Order = SampleOrder | Mixture
@@ -52,7 +52,7 @@ class Batch:
 
 
 class RankBatches:
-    """Iterable over the batches of one rank; its place is two integers, so it resumes anywhere.
+    """Iterable over the batches of one rank; its place is a step and what order it is of, so it resumes anywhere.
 
     While the loop works on a batch, threads read and prepare the next ones. They end with the iteration.
 
@@ -112,18 +112,28 @@ class RankBatches:
     def __len__(self) -> int:
         return self.total_steps - self.next_step
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the place in the order: the global step of the next batch, and the seed it belongs to."""
-        return {"step": self.next_step, "seed": self.order.seed}
+    def state_dict(self) -> dict[str, int | str]:
+        """Return the place in the order: the global step of the next batch, and the seed and order it belongs to."""
+        return {"step": self.next_step, "seed": self.order.seed, "order": self.order.fingerprint}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go to a place; refuses one that belongs to another seed, where rows would repeat or be left out."""
+    def load_state_dict(self, state: Mapping[str, int | str]) -> None:
+        """Go to a place; refuses one that belongs to another seed or order, where rows would repeat or be left out.
+
+        The order knows its dataset by the rows of its groups. A place without ``"order"`` is trusted.
+        """
         if state["seed"] != self.order.seed:
             raise ValueError(
                 f"this place belongs to seed {state['seed']}, the batches have seed {self.order.seed}: rows would be "
                 "used twice or never. Make the batches with the seed of the run that is continued."
             )
-        self.next_step = state["step"]
+        known = state.get("order", self.order.fingerprint)
+        if known != self.order.fingerprint:
+            raise ValueError(
+                f"this place belongs to the order of {known}, the batches have that of {self.order.fingerprint}: rows "
+                "would be used twice or never. Make the batches with the data, the batch_size and the options of the "
+                "run that is continued, or begin anew."
+            )
+        self.next_step = int(state["step"])
 
     def __iter__(self) -> Iterator[Batch]:
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(READY_BATCHES)
@@ -188,25 +198,53 @@ class RankBatches:
     def _batch(self, step: int, arrays: dict[str, Array], pool: Executor) -> Batch:
         epoch, step_in_epoch = divmod(step, self.order.steps_per_epoch)
         n_global = self.order.batch_rows(step_in_epoch)
-        low, high = share(n_global, self.rank, self.world_size)
         keys: Keys = arrays.pop(USE)  # type: ignore[assignment]
         finished = dict(self.finish(arrays, pool)) if self.finish else arrays
         if self.transform:
-            finished = self._transformed(finished, keys)
-        return Batch(finished, epoch, step, high - low, n_global, total(keys))
+            finished = transformed(self.transform, finished, keys)
+        return Batch(finished, epoch, step, len(keys), n_global, total(keys))
 
-    def _transformed(self, arrays: dict[str, Array], keys: Keys) -> dict[str, Array]:
-        assert self.transform is not None
-        names = set(arrays)
-        found = dict(self.transform(arrays, keys))
-        wrong = {name: len(array) for name, array in found.items() if len(array) != len(keys)}
-        if wrong or not names <= found.keys():
-            returned = {name: len(array) for name, array in found.items()}
-            raise ValueError(
-                f"a batch_transform must keep the fields and rows of a batch: it got {len(keys)} rows of "
-                f"{sorted(names)} and returned {returned}"
-            )
-        return found
+
+def transformed(transform: Transform, arrays: dict[str, Array], keys: Keys) -> dict[str, Array]:
+    """Apply the user's change to a batch.
+
+    Raises
+    ------
+    ValueError
+        What comes back is no batch of these rows.
+    """
+    names = sorted(arrays)
+    found = transform(arrays, keys)
+    sizes = {name: len(array) for name, array in found.items()} if isinstance(found, Mapping) else None
+    if sizes is None or not set(names) <= sizes.keys() or set(sizes.values()) - {len(keys)}:
+        raise ValueError(
+            f"a batch_transform must keep the fields and rows of a batch, which model and loss read: it got "
+            f"{len(keys)} rows of {names} and returned {type(found).__name__ if sizes is None else sizes}. Return what "
+            "it was given, with your change: {**arrays, 'numbers': ...}."
+        )
+    return dict(found)
+
+
+def check_transform(transform: Transform | None, example: Mapping[str, Array]) -> None:
+    """Try the user's change on two made-up finished rows; what it refuses of these, real rows will tell.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no function, or what it returns is no batch.
+    """
+    if transform is None:
+        return
+    if not callable(transform):
+        raise TypeError(f"batch_transform must be a function of (arrays, keys), got {type(transform).__name__}")
+
+    def forgiving(arrays: dict[str, Array], keys: Keys) -> Block:
+        try:
+            return transform(arrays, keys)
+        except Exception:
+            return arrays
+
+    transformed(forgiving, dict(example), np.zeros(2, dtype=np.uint64))
 
 
 def _put(

@@ -21,7 +21,7 @@ from daskdl.estimators.tabular import TabularNet
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.fit import FitConfig, class_scores, fit_loop, make_optimizer
 from daskdl.training.job import Job, NumWorkers, current_client, rules_of, started, weight_column
-from daskdl.training.resuming import Resumed, remember_call
+from daskdl.training.resuming import Resumed, remember_call, workers_for
 from daskdl.training.tensors import to_tensors
 
 PREDICT_ROWS = 65_536  # rows per forward pass, at most
@@ -63,6 +63,9 @@ class _TorchEstimator(DaskEstimator):
     num_workers : int or (int, int), optional
         Ranks; all workers by default. When workers are lost, training goes on with as few as one, and takes in those
         that join until there are as many again. A pair sets the fewest and the most: below the fewest it waits.
+    reproducible : bool or int
+        Weights with the same bits at any number of workers, and whatever is lost on the way: every batch is cut into
+        8 virtual ranks (or as many as given), which are added up in a fixed order. It costs speed; see the guide.
     checkpoints : Checkpoints or str, optional
         Where and how often the state is written, besides what the workers hold in memory; a string is the path. By
         default once a minute and at the end, into the folder of the run.
@@ -102,6 +105,7 @@ class _TorchEstimator(DaskEstimator):
         kinds: dict[Any, Any] | None = None,
         batch_transform: Transform | None = None,
         num_workers: NumWorkers = None,
+        reproducible: bool | int = False,
         checkpoints: Checkpoints | str | None = None,
         seed: int = 0,
         name: str | None = None,
@@ -120,6 +124,7 @@ class _TorchEstimator(DaskEstimator):
         self.kinds = kinds
         self.batch_transform = batch_transform
         self.num_workers = num_workers
+        self.reproducible = reproducible
         self.checkpoints = checkpoints
         self.seed = seed
         self.name = name
@@ -174,12 +179,13 @@ class _TorchEstimator(DaskEstimator):
             self.batch_size,
             self.epochs,
             self.seed,
-            self.num_workers,
+            workers_for(resumed, self.num_workers),
             client,
             validation,
             self.sampling,
             self.batch_transform,
             rules_of(self.checkpoints),
+            self.reproducible,
         )
         title = self.name or str(getattr(self.module or TabularNet, "__name__", type(self.module).__name__))
         params = {k: v for k, v in self.get_params(deep=False).items() if k not in ("name", "verbose", "seed")}

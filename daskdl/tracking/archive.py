@@ -42,6 +42,8 @@ def read_run(run_id: str, root: str) -> tuple[RunRecord, str, dict[str, str]]:
     """
     store = store_of(root)
     stored = {_tag(run, "id"): run for run in _stored(store)}
+    if run_id not in stored and run_id and Folder(f"{root}/{run_id}").names():
+        return RunRecord(run_id), f"{root}/{run_id}", {}  # its session died before it came to MLflow
     if run_id not in stored:
         near = difflib.get_close_matches(run_id, stored, n=3, cutoff=0.0)
         hint = f"The nearest are: {', '.join(near)}." if near else "There are no runs under it."

@@ -19,6 +19,11 @@ class Agreement:
     """Asks now and then whether any rank was told something, by an all-reduce of two integers beside the step's work.
 
     How many steps lie between two questions follows from how long steps take, and is agreed on the same way.
+
+    Attributes
+    ----------
+    seconds : float
+        Since the beginning, about; the same in all ranks.
     """
 
     def __init__(self, run: str, world_size: int, first_step: int) -> None:
@@ -26,6 +31,7 @@ class Agreement:
         self._next, self._steps = first_step, 1
         self._asked: tuple[torch.Tensor, Any] | None = None
         self._asked_at = time.monotonic()
+        self.seconds = 0.0
 
     def ask(self, step: int) -> None:
         """Ask at the beginning of a step; returns at once."""
@@ -45,6 +51,7 @@ class Agreement:
         if work is not None:
             work.wait()
         number, microseconds = reduced.tolist()
+        self.seconds += microseconds / 1e6
         fitting = int(ASK_SECONDS * 1e6 * self._steps / max(1, microseconds))
         self._steps = min(max(1, fitting), MOST_STEPS, 2 * self._steps)
         self._next = step + self._steps

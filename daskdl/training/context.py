@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,17 +12,21 @@ from torch import nn
 from daskdl.data.batches import RankBatches
 from daskdl.data.schema import Schema
 from daskdl.data.schema.target import Target
+from daskdl.data.virtual import VirtualOrder
 from daskdl.errors import LossDiverged
 from daskdl.execution import spmd
 from daskdl.execution.words import REGROUP, STOP
 from daskdl.training.agreement import Agreement
-from daskdl.training.checkpoints import CheckpointFolder, Checkpoints, CheckpointWriter
+from daskdl.training.checkpoint_writer import CheckpointWriter
+from daskdl.training.checkpoints import CheckpointFolder, Checkpoints
 from daskdl.training.commit import Commit, put_commit
 from daskdl.training.gradients import Share, data_parallel
 from daskdl.training.report import Report, Send
 from daskdl.training.tensors import TensorBatch, on_device
+from daskdl.training.virtual import VirtualRanks
 
 COMMIT_STEPS = 100  # at most between two commits
+COMMIT_SECONDS = 10.0  # about
 POINTS_PER_RUN = 200  # at about so many steps of a run, ranks add up what they reported
 
 
@@ -64,6 +68,8 @@ class Context:
         self.schema, self.target, self.run = schema, target, run
         self.stopped_by: str | None = None
         self._batches = batches[0]
+        order = self._batches.order
+        self._virtual = VirtualRanks(order, rank, world_size, self._seed) if isinstance(order, VirtualOrder) else None
         self._validation = batches[1] if len(batches) > 1 else None
         self._kept: dict[str, Any] = {}
         self._share = Share()
@@ -74,10 +80,12 @@ class Context:
         self._writer: CheckpointWriter | None = None
         if checkpoints is not None and checkpoints.path and rank == 0:
             folder = CheckpointFolder(checkpoints.path, checkpoints.storage_options)
-            self._writer = CheckpointWriter(folder, checkpoints, self._said)
+            self._writer = CheckpointWriter(folder, checkpoints, self._said, self._commit.step)
         self.step = self._batches.next_step = self._commit.step
         self._agreement = Agreement(run, world_size, self.step)
-        self._settle_steps = max(1, min(self.total_steps // POINTS_PER_RUN, COMMIT_STEPS))
+        most = checkpoints.every_steps if checkpoints and checkpoints.every_steps else COMMIT_STEPS
+        self._settle_steps = max(1, min(self.total_steps // POINTS_PER_RUN, COMMIT_STEPS, most))
+        self._settled_at = 0.0  # seconds of the agreement
         self._stopped = False
 
     # -- model ------------------------------------------------------------------------------------------------
@@ -86,13 +94,39 @@ class Context:
         """Move a module to this rank's device and make its gradients those of the whole global batch.
 
         Rank 0's weights are sent to all. Write the loss as the mean over the batch you got: daskdl weights the
-        gradients by rows, so ranks with one row more or less count right.
+        gradients by rows, so ranks with one row more or less count right. With ``reproducible=True`` use ``backward``.
         """
         module = module.to(self.device)
         self.keep(model=module)
+        if self._virtual is not None:
+            return self._virtual.prepare(module)
         if self.world_size == 1:
             return module
         return data_parallel(module, self._share)
+
+    def backward(self, batch: TensorBatch, loss_of: Callable[[TensorBatch], torch.Tensor]) -> torch.Tensor:
+        """Compute the gradients of a step: what ``loss_of(batch).backward()`` does, and reproducible if that is asked.
+
+        Parameters
+        ----------
+        batch : TensorBatch
+        loss_of : callable
+            ``loss_of(part)`` is the mean loss of a part of the batch, or of all of it.
+
+        Returns
+        -------
+        tensor of shape ()
+            The mean loss over this rank's rows, without gradient.
+
+        Examples
+        --------
+        >>> loss = context.backward(batch, lambda part: mse(model(part.x), part.y))  # doctest: +SKIP
+        """
+        if self._virtual is not None:
+            return self._virtual.backward(batch, loss_of)
+        loss = loss_of(batch)
+        loss.backward()
+        return loss.detach()
 
     def keep(self, **stateful: Any) -> None:
         """Name objects with a ``state_dict``, such as ``optimizer=optimizer``, that belong to the state of the run.
@@ -124,13 +158,15 @@ class Context:
             if spmd.stopping():
                 raise RuntimeError(f"stopped at step {batch.step}: another rank of the gang failed, or the client did")
             self._agreement.ask(batch.step)
-            torch.manual_seed(seed_of(self._batches.order.seed, batch.step, self.rank))
+            torch.manual_seed(self._seed(batch.step, self.rank))
             self._share.value = batch.n_rows / batch.n_global
             self.step = batch.step + 1
             yield tensors
+            self._check_backward(batch.step)
             self.report_to.close_step(batch)
             word = self._agreement.answer(batch.step)
-            if len(self.report_to) >= self._settle_steps or word is not None:
+            slow = self._agreement.seconds - self._settled_at > COMMIT_SECONDS
+            if len(self.report_to) >= self._settle_steps or slow or word is not None:
                 self._settle(batch.epoch + 1)
             if word == REGROUP and self.step < self.total_steps:
                 self.report_to.send_points(batch.epoch + 1, hurry=True)
@@ -140,6 +176,18 @@ class Context:
             if self._stopped or word == STOP:
                 break
         self._settle(None)
+
+    def _check_backward(self, step: int) -> None:
+        if self._virtual is not None and self._virtual.module is not None and self._virtual.stepped != step:
+            raise RuntimeError(
+                f"step {step} ended without context.backward(batch, loss_of): with reproducible=True gradients are "
+                "added up there and nowhere else, so ranks would now have different weights. Write "
+                "loss = context.backward(batch, lambda part: loss(model(*part.inputs), part.y))."
+            )
+
+    def _seed(self, step: int, part: int) -> int:
+        """Seed of torch's random state for one part of one step."""
+        return ((self._batches.order.seed * 1_000_003 + step) * 1_000_003 + part) & (1 << 63) - 1
 
     @property
     def has_validation(self) -> bool:
@@ -199,7 +247,7 @@ class Context:
 
     def _settle(self, epoch: float | None) -> None:
         """Add up what the ranks reported, and commit; every rank gets here at the same step."""
-        n_steps = len(self.report_to)
+        n_steps, self._settled_at = len(self.report_to), self._agreement.seconds
         bad = self.report_to.add_up()
         self.report_to.send_points(epoch, hurry=epoch is None or bad is not None)
         if bad is not None:
@@ -210,6 +258,9 @@ class Context:
     def _make_commit(self) -> None:
         """Keep a copy of the state of this step, if the model is finite."""
         model = self._kept.get("model")
+        if self.world_size > 1 and isinstance(model, nn.Module):
+            for buffer in model.buffers():  # those of rank 0 count; others would get them at their next step
+                dist.broadcast(buffer, src=0)
         if model is None or all(bool(p.isfinite().all()) for p in model.parameters()):
             self._commit = Commit(self.step, self.state(), dict(self.report_to.uses))
             put_commit(self.run, self._commit)
@@ -229,11 +280,6 @@ class Context:
             good_step,
             state,
         )
-
-
-def seed_of(seed: int, step: int, part: int) -> int:
-    """Seed of torch's random state for one part of one step."""
-    return ((seed * 1_000_003 + step) * 1_000_003 + part) & (1 << 63) - 1
 
 
 def to_cpu(state: Any) -> Any:

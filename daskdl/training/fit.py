@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from daskdl.data.schema.target import Target
 from daskdl.training.context import Context, to_cpu
+from daskdl.training.tensors import TensorBatch
 
 AUC_BINS = 4096
 
@@ -63,11 +64,14 @@ def fit_loop(context: Context, module: nn.Module, config: FitConfig) -> nn.Modul
     best = _Best(config.patience)
     context.keep(best=best)
     model.train()
+
+    def loss_of(part: TensorBatch) -> torch.Tensor:
+        output = model(*part.inputs)
+        return config.loss(output, part.y) if config.loss else default_loss(output, part.y, target)
+
     for batch in context.batches:
-        output = model(*batch.inputs)
-        loss = config.loss(output, batch.y) if config.loss else default_loss(output, batch.y, target)
         optimizer.zero_grad()
-        loss.backward()
+        loss = context.backward(batch, loss_of)
         optimizer.step()
         context.report(loss=loss)
         if context.has_validation and batch.last_of_epoch:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,8 @@ from distributed import Client
 from daskdl.errors import DaskdlError, NotEnoughWorkers, RankFailed, WorkerLost
 from daskdl.execution import spmd
 from daskdl.execution.calls import call_workers
+from daskdl.execution.obituary import report
+from daskdl.execution.overseer import deaths_of, explained, watched
 from daskdl.execution.seats import Seats
 from daskdl.execution.words import REGROUP, STOP, put_word, take_word
 from daskdl.tracking.run import Run
@@ -91,6 +94,8 @@ class Gangs:
         self._greeting: threading.Thread | None = None
         self._looked_at = self._interrupted_at = 0.0
         self._told_to_stop = False
+        self._began = 0  # step at which this gang did
+        self._reports: list[threading.Thread] = []
 
     def __call__(
         self,
@@ -108,8 +113,12 @@ class Gangs:
         commit : Commit, optional
             Where the first gang begins.
         """
+        self._began = commit.step if commit is not None else 0
         now: Any = commit if commit is None else self.client.scatter(commit, workers=self.workers[:1], hash=False)
-        with Seats(self.client, self.run.id) as self._seats:
+        with (
+            watched(self.client, self.run.id, partial(_forget, self.run.id)),
+            Seats(self.client, self.run.id) as self._seats,
+        ):
             self._seats.take(self.workers, lambda text: self.run.event("waiting", text))
             try:
                 while True:
@@ -122,6 +131,8 @@ class Gangs:
                         now = self._recover(lost)
                     self.generation += 1
             finally:
+                for thread in self._reports:
+                    thread.join()
                 if self._greeting is not None:
                     self._greeting.join()
                 call_workers(self.client, _forget, self.run.id, workers=self.workers)
@@ -145,10 +156,9 @@ class Gangs:
     def _recover(self, lost: Exception) -> Any:
         """Settle with which workers to go on, and from which commit: that of a survivor, as all have the same."""
         alive = self._alive()
-        gone = [worker for worker in self.workers if worker not in alive]
-        if not gone:
-            raise lost
-        before, survivors = len(self.workers), [worker for worker in self.workers if worker in alive]
+        gone = [worker for worker in self.workers if worker not in alive] or [getattr(lost, "worker", "")]
+        ranks, before = list(self.workers), len(self.workers)
+        survivors = [worker for worker in self.workers if worker in alive]  # all, if one is back already
         steps = call_workers(self.client, commit_step, self.run.id, workers=survivors)
         holder = max(steps, key=lambda worker: steps[worker], default=None)
         commit: Any = None
@@ -160,6 +170,7 @@ class Gangs:
             step, holder = 0, None
         self._count_loss(step, lost)
         self.workers = sorted([*survivors, *self._take_newcomers()])
+        self._say_why(gone, ranks, step)
         self._wait_for_workers(lost)
         self.run.event(
             "worker_lost",
@@ -171,6 +182,22 @@ class Gangs:
             return self._commit_of(holder)
         return commit if commit is None else self.client.scatter(commit, workers=self.workers[:1], hash=False)
 
+    def _say_why(self, gone: list[str], ranks: list[str], step: int) -> None:
+        """Record the likely cause as soon as it is known, while the run goes on from ``step``."""
+        began, self._began = self._began, step
+
+        def say() -> None:
+            with suppress(OSError, RuntimeError):  # the scheduler goes, or the run has ended
+                survivors = [worker for worker in ranks if worker not in gone]
+                begun = call_workers(self.client, spmd.steps_begun, workers=survivors)
+                reached = max(step, self.run.record.step if not begun else began + max(0, *begun.values()) - 1)
+                for death in deaths_of(self.client, gone):
+                    text = report(death, ranks.index(death.address), len(ranks), reached, step)
+                    self.run.event("cause", text, step)
+
+        self._reports.append(threading.Thread(target=say, name="daskdl-why", daemon=True))
+        self._reports[-1].start()
+
     def _count_loss(self, step: int, lost: Exception) -> None:
         n = self._losses[1] + 1 if step == self._losses[0] else 1
         self._losses = step, n
@@ -178,14 +205,14 @@ class Gangs:
             lost.add_note(
                 f"It was lost {n} times at step {step} or a little later, each time the run went on from there."
             )
-            raise lost
+            raise explained(self.client, lost)
 
     def _wait_for_workers(self, lost: Exception) -> None:
         """Wait until there are as many as the user's fewest, as workers that died are usually started again."""
         fewest, deadline, said = self.fewest, time.monotonic() + WAIT_SECONDS, False
         while len(self.workers) < fewest:
             if time.monotonic() > deadline:
-                raise lost
+                raise explained(self.client, lost)
             joined = self._take_seats(fewest - len(self.workers))
             call_workers(self.client, _warm, workers=joined)
             alive = self._alive()
@@ -225,7 +252,7 @@ class Gangs:
     def _regroup(self) -> Any:
         """Take in those who joined; the commit is that of the step at which all ranks stopped."""
         before, holder = len(self.workers), self.workers[0]
-        step = call_workers(self.client, commit_step, self.run.id, workers=[holder]).get(holder, 0)
+        step = self._began = call_workers(self.client, commit_step, self.run.id, workers=[holder]).get(holder, 0)
         self.workers = sorted([*self.workers, *self._take_newcomers()])
         if len(self.workers) > before:
             self.run.event("resize", f"{len(self.workers)} ranks instead of {before} from step {step} on", step)

@@ -21,6 +21,7 @@ from daskdl.data.rows import Rows
 from daskdl.data.schema import Schema
 from daskdl.data.schema.target import Target
 from daskdl.data.shards import Sampling, Shards
+from daskdl.data.virtual import VIRTUAL_RANKS, VirtualOrder
 from daskdl.errors import DataError
 from daskdl.execution import spmd
 from daskdl.preflight.facts import facts_of_rows
@@ -107,25 +108,33 @@ class Job:
         sampling: str | None = None,
         transform: Transform | None = None,
         checkpoints: Checkpoints | None = None,
+        reproducible: bool | int = False,
     ) -> None:
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
         self.client, self.schema, self.target, self.seed = client, schema, target, seed
         self.n_rows, self.notes, self.transform = rows.n_rows, rows.notes, transform
         self.num_workers, self.checkpoints = num_workers, checkpoints or Checkpoints()
-        self.most = min(batch_size, rows.n_rows)
+        virtual = VIRTUAL_RANKS if reproducible is True else int(reproducible)
+        self.most = min(batch_size, rows.n_rows, virtual or batch_size)
         workers = ranks_for(client, num_workers)
         if spmd.span_of(num_workers)[0] > self.most:
+            what = f"{virtual} virtual ranks" if virtual else f"batches of {self.most} rows"
             raise DataError(
-                f"num_workers={num_workers} ranks cannot share batches of {self.most} rows: a rank would have none. "
-                "Use fewer workers or a larger batch_size."
+                f"num_workers={num_workers} ranks cannot share {what}: a rank would have none. Use fewer workers or "
+                f"{'a larger reproducible=' if virtual else 'a larger batch_size'}."
             )
         self.workers = workers[: self.most]
         self.facts = facts_of_rows(rows, self.workers, batch_size)
         self._digests = rows.source.fingerprint if rows.source is not None else [look.digest for look in rows.looks]
         picks = Sampling.of(rows, target, seed) if sampling else None
         counts = picks.picks if picks else rows.counts
-        self.order = SampleOrder(counts, batch_size, seed, **rows.layout(batch_size))
+        layout = rows.layout(batch_size)
+        self.order = (
+            VirtualOrder(counts, batch_size, seed, **layout, virtual_ranks=virtual)
+            if virtual
+            else SampleOrder(counts, batch_size, seed, **layout)
+        )
         self.epochs = epochs
         encoder = TensorEncoder(schema, target, rows.label_name, rows.weight_name)
         self._shards = [Shards(rows, encoder, self.order, epochs, self.workers, picks)]
@@ -214,6 +223,8 @@ def rank_main(
         put_commit(feed.run, commit)
     with torch.random.fork_rng():
         torch.manual_seed(feed.order.seed * 1_000_003 + rank)
+        if isinstance(feed.order, VirtualOrder):
+            torch.set_num_threads(1)  # sums depend on how many threads share them; the gang puts back what was
         about = (feed.schema, feed.target, feed.run, generation, send, commit, feed.checkpoints)
         context = Context(rank, world_size, batches, *about)
         try:

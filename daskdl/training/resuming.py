@@ -63,6 +63,11 @@ class Resumed:
         run.event("resumed", f"goes on with run {self.run.id} from step {self.commit.step:,}", self.commit.step)
 
 
+def workers_for(resumed: Resumed | None, num_workers: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+    """What to ask of the cluster: a run that goes on begins with the workers there are."""
+    return (1, num_workers) if resumed is not None and isinstance(num_workers, int) else num_workers
+
+
 def checkpoints_of(run: Run, rules: Checkpoints, workers: list[str]) -> tuple[CheckpointFolder | None, Any]:
     """Where a run's checkpoints lie, and the rules with that as their path; twice None if ranks cannot write there."""
     if rules.path is None and not reachable(run.folder, workers):

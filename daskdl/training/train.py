@@ -15,7 +15,7 @@ from daskdl.data.schema.target import Target
 from daskdl.tracking.run import Run
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.job import Job, NumWorkers, current_client, rules_of, started, weight_column
-from daskdl.training.resuming import Resumed, remember_call
+from daskdl.training.resuming import Resumed, remember_call, workers_for
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def train(
     sampling: str | None = None,
     kinds: Kinds | None = None,
     batch_transform: Transform | None = None,
+    reproducible: bool | int = False,
     checkpoints: Checkpoints | str | None = None,
     name: str | None = None,
     verbose: int = 1,
@@ -91,6 +92,9 @@ def train(
         How columns are read where it is not to be found out; see ``Schema.learn``.
     batch_transform : callable, optional
         ``batch_transform(arrays, keys)`` on every training batch, in the background of the ranks; see ``RankBatches``.
+    reproducible : bool or int
+        Weights with the same bits at any number of workers, and whatever is lost on the way: every batch is cut into
+        8 virtual ranks (or as many as given), which are added up in a fixed order. It costs speed; see the guide.
     checkpoints : Checkpoints or str, optional
         Where and how often the state is written, besides what the workers hold in memory; a string is the path. By
         default once a minute and at the end, into the folder of the run.
@@ -139,6 +143,7 @@ def train(
         "sampling": sampling,
         "kinds": kinds,
         "batch_transform": batch_transform,
+        "reproducible": reproducible,
         "checkpoints": rules_of(checkpoints),
         "name": name or str(getattr(loop, "__name__", "loop")),
         "verbose": verbose,
@@ -160,10 +165,12 @@ def _train(
     rows = read_rows(*data, classes=classes, client=client, weight=weight_column(sampling), kinds=kinds)
     missing = options["missing"]
     schema, target = learn(rows, getattr(data[1], "name", data[1]), classes=classes, missing=missing, kinds=kinds)
-    sizes = (options["batch_size"], options["epochs"], options["seed"], options["num_workers"])
+    num_workers = workers_for(resumed, options["num_workers"])
+    sizes = (options["batch_size"], options["epochs"], options["seed"], num_workers)
     more = {"sampling": sampling, "transform": ask("batch_transform"), "checkpoints": options["checkpoints"]}
+    more["reproducible"] = options["reproducible"]
     job = Job(rows, schema, target, *sizes, client, **more)
-    params = {name: options[name] for name in ("batch_size", "epochs", "missing", "num_workers")}
+    params = {name: options[name] for name in ("batch_size", "epochs", "missing", "num_workers", "reproducible")}
     with started(options["name"], "train", params, job, options["verbose"], resumed) as run:
         remember_call(run, job.checkpoints, job.fingerprint, _train, loop, data, args, options)
         value, state = job.run(loop, args, run, resumed.commit if resumed else None)
