@@ -32,6 +32,7 @@ def test_the_demo_trains_both_models_and_writes_its_report(tmp_path: Path) -> No
             except subprocess.TimeoutExpired:
                 highest = max(highest, sum(map(memory, session_of(process.pid))))
     assert process.returncode == 0, output
+    assert "lose already computed" not in output, "data was held when the cluster ended"
     assert "9,430 never arrived as planned" in output
     scores = {line.split("│")[1].strip(): float(line.split("│")[5]) for line in output.splitlines() if "│" in line}
     assert scores["carrier's mean rate"] == pytest.approx(0.569, abs=0.002)

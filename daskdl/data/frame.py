@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from typing import Any
 
 import dask.dataframe as dd
@@ -33,11 +34,7 @@ def as_frame(X: Any, kinds: Kinds | None = None) -> Frame:
     DataError
         A column that is neither number nor category, known from the types alone.
     """
-    if isinstance(X, str):
-        raise DataError(
-            f"X is the text {X[:80]!r}. If it is a path, say what lies there: daskdl.ParquetSource({X[:80]!r}), "
-            "TextSource or ImageFolderSource, or read it with dask.dataframe."
-        )
+    _refuse_paths(X)
     if not is_lazy(X) and not isinstance(X, pd.DataFrame) and not _is_cudf(X):
         from sklearn.utils import check_array
 
@@ -51,6 +48,17 @@ def as_frame(X: Any, kinds: Kinds | None = None) -> Frame:
         if name not in (kinds or {}):
             column_kind(name, dtype)
     return X
+
+
+def _refuse_paths(X: Any) -> None:
+    """Refuse a path, or a list of them, where rows are expected."""
+    first = X[0] if isinstance(X, (list, tuple)) and X else X
+    if isinstance(first, (str, os.PathLike)):
+        path = os.fspath(first)[:80]
+        raise DataError(
+            f"X is the text {path!r}, not rows. If it is a path, say what lies there: daskdl.ParquetSource({path!r}), "
+            "TextSource or ImageFolderSource, or read it with dask.dataframe."
+        )
 
 
 def _is_cudf(x: Any) -> bool:
@@ -84,6 +92,7 @@ def _no_such_label(name: Any, columns: list[Any]) -> str:
 
 def label_column(X: Any, name: Any) -> tuple[Any, Any]:
     """Split a frame into features and the label column called ``name``."""
+    _refuse_paths(X)
     columns = list(getattr(X, "columns", ()))
     if name not in columns:
         raise DataError(_no_such_label(name, columns))
@@ -94,7 +103,7 @@ def joined(X: Any, y: Any, kinds: Kinds | None = None) -> Frame:
     """Put features and labels into one frame, the labels last, under the name ``__label__``."""
     if y is None:
         raise ValueError(NO_TARGET)
-    if isinstance(y, str) and not isinstance(X, str):
+    if isinstance(y, str):
         X, y = label_column(X, y)
     X = as_frame(X, kinds)
     if is_lazy(X):

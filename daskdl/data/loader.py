@@ -22,7 +22,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class Batches(IterableDataset[Batch]):
-    """The batches of one rank as dicts of tensors; its place is two integers, so it resumes anywhere.
+    """The batches of one rank as dicts of tensors; its place is a step and what order it is of, so it resumes anywhere.
 
     Make it with ``daskdl.batches``. It reads ahead in threads by itself: iterate over it as it is, or give it to a
     ``DataLoader(..., batch_size=None)`` without workers.
@@ -58,12 +58,12 @@ class Batches(IterableDataset[Batch]):
         """Batches of an epoch; the same for every rank."""
         return self.order.steps_per_epoch
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the place: the global step of the next batch, and the seed it belongs to."""
+    def state_dict(self) -> dict[str, int | str]:
+        """Return the place: the global step of the next batch, and the seed and order it belongs to."""
         return self._batches.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go to a place, of any number of ranks; one of another seed is refused."""
+    def load_state_dict(self, state: Mapping[str, int | str]) -> None:
+        """Go to a place, of any number of ranks; one of another seed, dataset or batch size is refused."""
         self._batches.load_state_dict(state)
 
 

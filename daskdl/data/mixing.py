@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -64,6 +65,13 @@ class Mixture:
         shares = [Fraction(r) for r in self.ratios]
         edges = accumulate(s / sum(shares) for s in shares)
         return [Fraction(0), *(edge.limit_denominator(10**9) for edge in edges)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same for the same order; see ``SampleOrder.fingerprint``."""
+        decides = ([part.fingerprint for part in self.parts], self._edges, self.batch_size, self.n_rows)
+        size = f"{self.n_rows:,} rows of {len(self.parts)} datasets, batches of {self.batch_size:,}"
+        return f"{size} ({hashlib.sha256(repr(decides).encode()).hexdigest()[:12]})"
 
     @property
     def seed(self) -> int:

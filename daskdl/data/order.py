@@ -15,6 +15,7 @@ Nothing is stored but (seed, epoch, step), and nothing is replayed to reach a st
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -148,6 +149,21 @@ class SampleOrder:
     def n_rows(self) -> int:
         """Rows of the dataset."""
         return int(self.row_counts.sum())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same for the same order, in words and 12 hex digits of all that decides it.
+
+        Examples
+        --------
+        >>> SampleOrder([5, 0, 7], batch_size=4, seed=0).fingerprint
+        '12 rows in 3 groups, batches of 4 (0eff55b69629)'
+        """
+        decides = (self.batch_size, self.seed, self.shuffle, self.drop_last, self.n_lanes, self.window_rows)
+        seen = hashlib.sha256(repr(tuple(map(int, decides))).encode())
+        seen.update(np.ascontiguousarray(self.row_counts).data)
+        size = f"{self.n_rows:,} rows in {len(self.row_counts):,} groups, batches of {self.batch_size:,}"
+        return f"{size} ({seen.hexdigest()[:12]})"
 
     @cached_property
     def n_lanes(self) -> int:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from distributed import Client, as_completed, futures_of
 
 from daskdl.data.encoders import Encoder, encode_piece
-from daskdl.data.frame import LABEL, Frame, is_lazy, joined, source_label
+from daskdl.data.frame import LABEL, NO_TARGET, Frame, is_lazy, joined, source_label
 from daskdl.data.looking import PIECES_PER_WORKER, Asked, Look, look_at, look_at_source, merge_looks, refused
 from daskdl.data.schema import ColumnStats, Kinds, Missing, Schema
 from daskdl.data.schema.target import Target
@@ -98,6 +98,8 @@ class Rows:
 
     def _pieces_again(self, numbers: Sequence[int]) -> list[Any]:
         assert self.client is not None
+        if self.source is not None:
+            return [(self.source, i) for i in numbers]
         if is_lazy(self.frame):
             parts = self.frame.to_delayed()
             return list(self.client.compute([parts[i] for i in numbers]))
@@ -181,6 +183,7 @@ def _rows_of_staged(frame: Frame, asked: Asked, client: Client | None) -> Rows:
     assert client is not None
     client.run(_give_back_memory)  # workers that are paused for the memory of partitions that are gone go on
     staged = stage(frame, client=client)
+    client.run(_give_back_memory)  # or those that are paused for what writing took wait without end
     source = ParquetSource(staged.path)
     source.keep = staged  # its lease ends with the source
     found = "found in" if staged.reused else "written to"
@@ -238,5 +241,7 @@ def learn(
     rows: Rows, label_name: Any, *, classes: bool, missing: Missing, kinds: Kinds | None = None
 ) -> tuple[Schema, Target]:
     """Learn the schema and the target from what was seen; refuses data that nothing can be learned from."""
+    if rows.label_name is None:
+        raise ValueError(NO_TARGET)
     target = Target.from_stats(label_name, rows.label, classes)
     return Schema.from_stats(rows.stats, missing, kinds), target

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -70,6 +71,17 @@ class HeldBlocks:
                 self._worker.log_event(self.topic, self.keys[group])
 
 
+class _Hearing:
+    """Handler of a topic that can be emptied: Dask keeps handlers, and calls them, after ``unsubscribe_topic``."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell: Callable[[str], None] | None = tell
+
+    def __call__(self, event: tuple[float, str]) -> None:
+        if (tell := self.tell) is not None:
+            tell(event[1])
+
+
 class Shards:
     """What each rank reads: a reader per rank, and the blocks these need laid where they are read.
 
@@ -101,9 +113,10 @@ class Shards:
     ) -> None:
         self.rows, self.client, self.order, self.epochs = rows, rows.client, order, epochs
         self.encoder, self.sampling = encoder, sampling
-        self.topic = f"daskdl-blocks-{uuid.uuid4().hex[:8]}"
+        self._topic = ""
+        self._hearing: _Hearing | None = None
         self._blocks: dict[int, Any] = {}  # of each group, not yet given back
-        self._copies: dict[str, Future] = {}  # blocks under a key of their own, for one rank
+        self._copies: dict[tuple[int, str], Future] = {}  # of a group on a worker: blocks of their own for one rank
         if rows.source is None:
             self._encode(workers)
 
@@ -114,22 +127,20 @@ class Shards:
         self._blocks |= dict(zip(only if only is not None else range(len(blocks)), blocks, strict=True))
 
     def __enter__(self) -> Self:
-        if self.client is not None:
-            self.client.subscribe_topic(self.topic, self._release)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.client is not None:
-            self.client.unsubscribe_topic(self.topic)
+        self._listen(None)
         self._copies.clear()
         self._blocks.clear()
 
     def readers(self, workers: Sequence[str]) -> list[Any]:
         """Make the reader of each rank. Blocks that are not where they are read are brought there, and waited for.
 
-        May be called again for other workers: blocks that were lost or given back are made again.
+        May be called again for other workers, fewer or more: a copy that is left on one of them serves, and what was
+        lost or given back is made again. Readers of before must not be used any more.
 
         Raises
         ------
@@ -148,56 +159,72 @@ class Shards:
 
     def _held(self, workers: list[str]) -> list[HeldBlocks]:
         assert self.client is not None
+        self._listen(f"daskdl-blocks-{uuid.uuid4().hex[:8]}")  # what readers of before still say is not for these
         uses = [rows_per_group(self.order, rank, len(workers)) for rank in range(len(workers))]
         readers = Counter(group for mine in uses for group in mine)
-        lost = [g for g in readers if g not in self._blocks or self._blocks[g].status in ("lost", "cancelled")]
-        if lost:
+        left = {at: c for at, c in self._copies.items() if c.status == "finished" and at[1] in workers}
+        copied = {group: copy for (group, _), copy in left.items()}
+        self._blocks = {g: block for g, block in self._blocks.items() if block.status not in ("lost", "cancelled")}
+        if lost := [group for group in readers if group not in self._blocks and group not in copied]:
             self._encode(workers, lost)
-        self._ready(self._blocks.values(), workers)
-        held = self.client.who_has(list(self._blocks.values()))
-        self._copies.clear()
-        plans = []
+        found = copied | self._blocks
+        self._ready(found.values(), workers)
+        held = self.client.who_has(list(found.values()))
+        bases, self._blocks, self._copies, plans = self._blocks, {}, {}, []
         for worker, mine in zip(workers, uses, strict=True):
             keys = {}
             for group in mine:
-                block = self._blocks[group]
-                at_home = readers[group] == 1 and tuple(held[block.key]) == (worker,)
-                keys[group] = block.key if at_home else self._copy(block, worker)
-            plans.append(HeldBlocks(keys, mine, self.epochs - 1, self.topic))
+                block, own = found[group], left.get((group, worker))
+                if readers[group] > 1 or tuple(held[block.key]) != (worker,):
+                    # what others copy from is on their workers too, and no block to read
+                    block = own if own not in (None, block) else self._copy(block, worker)
+                if block is bases.get(group):
+                    self._blocks[group] = block
+                else:
+                    self._copies[group, worker] = block
+                keys[group] = str(block.key)
+            plans.append(HeldBlocks(keys, mine, self.epochs - 1, self._topic))
         self._ready(self._copies.values(), workers)
-        read = {key for plan in plans for key in plan.keys.values()}
-        self._blocks = {group: block for group, block in self._blocks.items() if block.key in read}
         return plans
 
-    def _copy(self, block: Future, worker: str) -> str:
+    def _copy(self, block: Future, worker: str) -> Future:
         """Lay a block on a worker under a key of its own: of a key on two workers Dask may drop either one."""
         assert self.client is not None
-        copy = self.client.submit(_same, block, workers=[worker], pure=False)
-        self._copies[str(copy.key)] = copy
-        return str(copy.key)
+        return self.client.submit(_same, block, workers=[worker], pure=False)
+
+    def _listen(self, topic: str | None) -> None:
+        """Hear which blocks are given back on a topic, and on no other."""
+        if self.client is None:
+            return
+        if self._hearing is not None:
+            self._hearing.tell = None
+            self.client.unsubscribe_topic(self._topic)
+        self._topic, self._hearing = topic or "", _Hearing(self._release) if topic else None
+        if self._hearing is not None:
+            self.client.subscribe_topic(self._topic, self._hearing)
 
     def _ready(self, blocks: Iterable[Future], workers: list[str]) -> None:
         """Wait until blocks lie in memory; one that is lost meanwhile is made again by Dask."""
         assert self.client is not None
         while pending := [block for block in blocks if block.status != "finished"]:
-            for block in pending:
-                if block.status in ("error", "cancelled", "lost"):
-                    raise block.exception() or RuntimeError(f"block {block.key} is {block.status}")
-            with suppress(TimeoutError):
-                wait(pending, timeout=1.0)
             alive = self.client.scheduler_info(n_workers=-1)["workers"]
             gone = [rank for rank, worker in enumerate(workers) if worker not in alive]
             if gone:  # a copy for it would be waited for without end
                 lost = workers[gone[0]]
                 text = f"rank {gone[0]} of {len(workers)} is lost: its worker {lost} left while data was laid on it."
                 raise WorkerLost(text, gone[0], len(workers), lost)
+            for block in pending:
+                if block.status in ("error", "cancelled"):
+                    raise block.exception() or RuntimeError(f"block {block.key} is {block.status}")
+            with suppress(TimeoutError, CancelledError):
+                wait(pending, timeout=1.0)
 
-    def _release(self, event: tuple[float, str]) -> None:
+    def _release(self, key: str) -> None:
         """Forget a block that its reader has given back; called on the client's event loop."""
-        group = next((g for g, block in self._blocks.items() if block.key == event[1]), None)
-        block = self._copies.pop(event[1], None) if group is None else self._blocks.pop(group, None)
-        if block is not None:
-            block.release()
+        blocks: Iterable[dict[Any, Future]] = (self._blocks, self._copies)
+        for held in blocks:
+            for at in [at for at, block in held.items() if block.key == key]:
+                held.pop(at).release()
 
 
 @dataclass(frozen=True)

@@ -133,14 +133,14 @@ class CheckReport:
         return (
             '<div style="font:13px/1.5 system-ui,sans-serif;color:inherit;background:transparent;max-width:62em;'
             'border:1px solid color-mix(in srgb,currentColor 22%,transparent);border-radius:6px;padding:.6em .9em">'
-            f'<div style="display:flex;gap:.7em;align-items:baseline"><span><b>daskdl.check</b> '
-            f'{_dim(escape(self.title))}</span><span style="color:{self._color()};font-weight:600">'
-            f'{escape(self._summary())}</span><span style="margin-left:auto;white-space:nowrap">'
-            f'{_dim(duration(self.seconds))}</span></div><div style="{grid}">{rows}</div></div>'
+            f'<div style="display:flex;gap:.7em;align-items:baseline"><b>daskdl.check</b>'
+            f'<span style="{_colored(self._worst())}">{escape(self._summary())}</span>'
+            f'<span style="margin-left:auto;white-space:nowrap">{_dim(duration(self.seconds))}</span></div>'
+            f'<div>{_dim(escape(self.title))}</div><div style="{grid}">{rows}</div></div>'
         )
 
-    def _color(self) -> str:
-        return COLORS[self.findings[0].verdict] if self.findings else COLORS["ok"]
+    def _worst(self) -> str:
+        return self.findings[0].verdict if self.findings else "ok"
 
 
 def _wrapped(head: str, text: str) -> list[str]:
@@ -150,12 +150,22 @@ def _wrapped(head: str, text: str) -> list[str]:
 
 
 def _html_row(f: Finding) -> str:
-    more = "".join(f"<div>{_dim(name)} {escape(text)}</div>" for name, text in (("why", f.why), ("do", f.do)) if text)
+    more = "".join(
+        f'<div style="display:grid;grid-template-columns:2.6em minmax(0,1fr)">{_dim(name)}'
+        f"<span>{escape(text)}</span></div>"
+        for name, text in (("why", f.why), ("do", f.do))
+        if text
+    )
     return (
-        f'<span style="color:{COLORS[f.verdict]};font-weight:600">{f.verdict}</span>'
+        f'<span style="{_colored(f.verdict)}">{f.verdict}</span>'
         f'<span style="white-space:nowrap">{escape(f.check)}</span>'
         f'<div style="min-width:0;overflow-wrap:anywhere">{escape(f.found)}{more}</div>'
     )
+
+
+def _colored(verdict: str) -> str:
+    """Style of a verdict's words: its color, brought nearer to that of the text, to be read on light and dark pages."""
+    return f"color:color-mix(in srgb,{COLORS[verdict]} 75%,currentColor);font-weight:600"
 
 
 def _dim(html: str) -> str:

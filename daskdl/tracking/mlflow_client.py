@@ -19,12 +19,10 @@ from daskdl.tracking.plain import shorten, to_text
 from daskdl.tracking.record import RunRecord
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run as MlflowRun
     from mlflow.tracking import MlflowClient
 
 BATCH = 500  # points; 7,000 points a second, against 200 one by one
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
-ID_TAG = "daskdl.id"
 _LARGEST = sys.float_info.max  # MLflow writes infinity as this, and NaN as NaN
 _lock = threading.Lock()
 
@@ -106,13 +104,6 @@ def experiment(client: MlflowClient, name: str, artifacts: str) -> str:
             if found is None:
                 raise
     return str(found.experiment_id)
-
-
-def find_run(client: MlflowClient, experiment_id: str, run_id: str) -> MlflowRun | None:
-    """Return the MLflow run that carries our id, or None."""
-    quoted = run_id.replace("'", "")
-    found = client.search_runs([experiment_id], filter_string=f"tags.`{ID_TAG}` = '{quoted}'", max_results=1)
-    return found[0] if found else None
 
 
 def create_run(client: MlflowClient, experiment_id: str, record: RunRecord, tags: dict[str, Any]) -> str:

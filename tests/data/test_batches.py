@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -73,3 +74,36 @@ def test_a_place_of_another_seed_is_refused() -> None:
     batches = RankBatches(SampleOrder([4], 2, seed=1), Blocks(make_blocks([4])), 0, 1, epochs=1)
     with pytest.raises(ValueError, match="belongs to seed 2, the batches have seed 1"):
         batches.load_state_dict({"step": 1, "seed": 2})
+
+
+OTHER_ORDERS = [
+    {"counts": [4, 8]},
+    {"counts": [6, 6]},
+    {"counts": [6, 4, 2]},
+    {"batch_size": 5},
+    {"lanes": 2},
+    {"window_rows": 4},
+    {"shuffle": False},
+    {"drop_last": True},
+]
+
+
+def of(**change: object) -> RankBatches:
+    order = SampleOrder(**{"counts": [8, 4], "batch_size": 4, "lanes": 3, **change})  # type: ignore[arg-type]
+    return RankBatches(order, Blocks(make_blocks(list(order.counts))), 0, 1, epochs=1)
+
+
+@pytest.mark.parametrize("change", OTHER_ORDERS, ids=str)
+def test_a_place_of_another_order_is_refused(change: dict) -> None:
+    batches = of()
+    with pytest.raises(ValueError, match=r"this place belongs to the order of 12 rows .* the batches have that of 12"):
+        batches.load_state_dict({**of(**change).state_dict(), "step": 1})
+    assert batches.next_step == 0
+
+
+def test_a_place_of_the_same_order_is_taken_and_so_is_an_old_one_that_does_not_say() -> None:
+    state = json.loads(json.dumps(of(counts=np.array([8, 4])).state_dict()))
+    for place in ({**state, "step": 2}, {"step": 2, "seed": 0}):
+        batches = of()
+        batches.load_state_dict(place)
+        assert batches.next_step == 2

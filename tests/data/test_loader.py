@@ -108,6 +108,18 @@ def test_a_place_of_another_seed_is_refused(path: str) -> None:
         make(path).load_state_dict(make(path, seed=7).state_dict())
 
 
+def test_a_place_of_other_data_is_refused(path: str, tmp_path: Path) -> None:
+    place = make(path).state_dict()
+    table(N + 1).to_parquet(tmp_path / "other.parquet", row_group_size=60)
+    with pytest.raises(ValueError, match=r"order of 500 rows in 9 groups.* that of 501 rows in 9 groups.*begin anew"):
+        make(str(tmp_path / "other.parquet")).load_state_dict(place)
+    sources = [daskdl.ParquetSource(path), daskdl.MemorySource(table(50), group_rows=20)]
+    mixed = [daskdl.batches(sources, "y", batch_size=32, ratios=ratios) for ratios in ([3, 1], [2, 1], [6, 2])]
+    with pytest.raises(ValueError, match="belongs to the order of 550 rows of 2 datasets"):
+        mixed[1].load_state_dict(mixed[0].state_dict())
+    mixed[2].load_state_dict(mixed[0].state_dict())
+
+
 def test_a_data_loader_without_workers_gives_the_same_batches(path: str) -> None:
     assert rows_of(DataLoader(make(path), batch_size=None)) == rows_of(make(path))
 
@@ -140,7 +152,7 @@ def test_random_changes_made_from_keys_are_the_same_for_any_number_of_ranks(path
 
 
 def test_a_change_that_loses_rows_is_refused(path: str) -> None:
-    with pytest.raises(ValueError, match=r"must keep the fields and rows of a batch: it got 32 rows .*'y': 31"):
+    with pytest.raises(ValueError, match=r"must keep the fields and rows of a batch.*it got 32 rows .*'y': 31"):
         list(make(path, batch_transform=lambda arrays, keys: {**arrays, "y": arrays["y"][1:]}))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import dask.dataframe as dd
 import numpy as np
@@ -195,6 +196,24 @@ def test_an_estimator_learns_by_weight_and_the_weights_are_no_feature(
     assert clf.schema_.names == ["x"] and clf.n_features_in_ == 1
     assert clf.run_.audit()["rows"].tolist() == [3_000] * 2 and clf.run_.audit().as_planned.all()
     assert clf.predict(frame[["x"]]).shape == (3_000,)
+
+
+@pytest.mark.parametrize("form", [pd.DataFrame, daskdl.MemorySource], ids=["frame", "source"])
+def test_validation_and_prediction_take_rows_with_and_without_the_weights(form: Callable[..., Any]) -> None:
+    frame = rare().assign(late=lambda df: df.x > 0.5)
+    with_weights, without = form(frame), form(frame[["x", "late"]])
+    losses, predictions = [], []
+    for validation in (with_weights, without):
+        clf = daskdl.TorchClassifier(epochs=1, batch_size=256, sampling="often", verbose=0)
+        clf.fit(with_weights, "late", validation_data=(validation, "late"))
+        losses.append(clf.run_.metrics.val_loss.dropna().tolist())
+        for X in (frame[["x", "often"]], frame[["x"]], with_weights, without):
+            X = X.drop(columns="late", errors="ignore") if isinstance(X, pd.DataFrame) else X
+            predictions.append(np.asarray(clf.predict(X)).tolist())
+        assert clf.score(with_weights, "late") == clf.score(without, "late") == clf.score(frame[["x"]], frame.late)
+    assert losses[0] == losses[1] and len(losses[0]) == 1
+    assert all(predicted == predictions[0] for predicted in predictions)
+    assert set(predictions[0]) == {False, True}
 
 
 @pytest.mark.cluster

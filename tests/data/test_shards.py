@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,11 +18,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from distributed import Client, get_worker
+from distributed import Client, futures_of, get_worker
 from processes import wait_until
 
 import daskdl
-from daskdl.data.shards import owner_of_pieces
+from daskdl.data.encoders import TensorEncoder
+from daskdl.data.order import SampleOrder
+from daskdl.data.reading import Blocks
+from daskdl.data.rows import learn, read_rows
+from daskdl.data.shards import Shards, owner_of_pieces
 
 pytestmark = pytest.mark.cluster
 
@@ -158,6 +167,19 @@ def use_spilled(context: daskdl.Context) -> tuple[int, int]:
     return use(context), int(context.sum(on_disk))
 
 
+def held_keys(client: Client, keys: set[Any]) -> int:
+    return sum(map(bool, client.sync(client.scheduler.who_has, keys=list(keys)).values()))
+
+
+def test_a_persisted_frame_is_let_go_with_its_last_name(client: Client) -> None:
+    frame = client.persist(dd.from_pandas(table(4_000), npartitions=4))
+    keys = {future.key for future in futures_of(frame)}
+    model = daskdl.TorchClassifier(epochs=1, verbose=0).fit(frame, "late")
+    assert held_keys(client, keys) == 4
+    del frame
+    assert wait_until(lambda: held_keys(client, keys) == 0, 60), f"held after {model.run_.name}"
+
+
 def test_blocks_that_dask_has_spilled_to_disk_are_used_like_others(client: Client, spilling: Client) -> None:
     frame = dd.from_pandas(table(40_000, columns=40), npartitions=8)
     options = {"batch_size": 1_000, "epochs": 2, "seed": 3, "verbose": 0}
@@ -165,6 +187,107 @@ def test_blocks_that_dask_has_spilled_to_disk_are_used_like_others(client: Clien
     value, on_disk = daskdl.train(use_spilled, data, client=spilling, **options).value
     assert on_disk > 0, "nothing was on disk"
     assert value == daskdl.train(use, data, client=client, **options).value
+
+
+# -- other workers ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three() -> Iterator[Client]:
+    client = daskdl.connect("cpu", n_workers=3, memory_limit="1GiB", dashboard_address="127.0.0.1:0")
+    with client.as_current():
+        yield client
+    client.shutdown()
+
+
+@dataclass(frozen=True)
+class Noted:
+    """An encoder that leaves a file for every block it makes."""
+
+    encoder: TensorEncoder
+    folder: Path
+
+    def __call__(self, chunk: Any) -> Any:
+        (self.folder / uuid.uuid4().hex).touch()
+        return self.encoder(chunk)
+
+    def count(self) -> int:
+        """Blocks made since it was asked before."""
+        notes = list(self.folder.iterdir())
+        for note in notes:
+            note.unlink()
+        return len(notes)
+
+
+def first_rows(reader: Any) -> dict[int, float]:
+    """Read the first row of each group, as a rank does."""
+    reader.open()
+    return {group: float(next(reader.read(group, 0, 1, 0))["numbers"][0, 0]) for group in reader.keys}
+
+
+def check_readers(client: Client, readers: list[Any], order: SampleOrder, workers: list[str], first: Any) -> set[str]:
+    """Each block lies where it is read, and nowhere else: Dask could drop it there for the sake of another."""
+    keys = [key for reader in readers for key in reader.keys.values()]
+    assert len(set(keys)) == len(keys)
+    held = client.sync(client.scheduler.who_has, keys=keys)
+    for rank, (reader, worker) in enumerate(zip(readers, workers, strict=True)):
+        assert sorted(reader.keys) == order.groups_of(rank, len(workers))
+        assert all(tuple(held[key]) == (worker,) for key in reader.keys.values())
+        found = client.submit(first_rows, reader, workers=[worker], pure=False).result()
+        assert found == {group: first[group] for group in reader.keys}
+    return set(keys)
+
+
+def test_blocks_follow_when_workers_leave_and_come(three: Client, tmp_path: Path) -> None:
+    whole = table(6_000)
+    cuts = list(range(0, 6_001, 500))
+    frame = dd.from_map(lambda part: part, [whole.iloc[a:b] for a, b in pairwise(cuts)], meta=whole.iloc[:0])
+    rows = read_rows(frame, "late", classes=True, client=three)
+    encoder = Noted(TensorEncoder(*learn(rows, "late", classes=True, missing="impute")), tmp_path)
+    first = Blocks({i: encoder.encoder(rows.frame.partitions[i].compute()) for i in range(12)})
+    values = {i: float(block["numbers"][0, 0]) for i, block in first.blocks.items()}
+    order = SampleOrder(rows.counts, 96, seed=3)
+    a, b, c = sorted(three.scheduler_info(n_workers=-1)["workers"])
+    with Shards(rows, encoder, order, 2, [a, b, c]) as shards:
+        made = []
+        for workers in ([a, b, c], [a, b], [a, b, c], [c], [c, a, b]):
+            keys = check_readers(three, shards.readers(workers), order, workers, values)
+            assert wait_until(lambda keys=keys: blocks_left(three) == len(keys), 60), "nothing else is held"
+            made.append(encoder.count())
+        assert made[:3] == [12, 0, 0] and made[3] < 6 and made[4] == 0, "a block that is left somewhere serves"
+
+        three.run(lambda: os.kill(os.getpid(), signal.SIGKILL), workers=[c], on_error="return")
+        assert wait_until(lambda: c not in three.scheduler_info(n_workers=-1)["workers"], 60)
+        check_readers(three, shards.readers([a, b]), order, [a, b], values)
+        assert 0 < encoder.count() < 12, "only what lay on the worker that was lost is made again"
+        three.wait_for_workers(3)
+        new = next(worker for worker in three.scheduler_info(n_workers=-1)["workers"] if worker not in (a, b))
+        check_readers(three, shards.readers([a, b, new]), order, [a, b, new], values)
+        assert encoder.count() == 0
+    assert wait_until(lambda: blocks_left(three) == 0, 60)
+
+
+def test_what_a_reader_of_before_still_says_is_not_heard(three: Client, tmp_path: Path) -> None:
+    rows = read_rows(dd.from_pandas(table(600), npartitions=6), "late", classes=True, client=three)
+    encoder = TensorEncoder(*learn(rows, "late", classes=True, missing="impute"))
+    order = SampleOrder(rows.counts, 96, seed=3)
+    workers = sorted(three.scheduler_info(n_workers=-1)["workers"])
+    with Shards(rows, encoder, order, 1, workers) as shards:
+        before = shards.readers(workers)
+        now = shards.readers(workers)
+        for reader, worker in zip(before, workers, strict=True):
+            three.submit(give_all_back, reader, workers=[worker], pure=False).result()
+        time.sleep(0.5)  # for what must not happen
+        assert blocks_left(three) == sum(len(reader.keys) for reader in now)
+        for reader, worker in zip(now, workers, strict=True):
+            three.submit(give_all_back, reader, workers=[worker], pure=False).result()
+        assert wait_until(lambda: blocks_left(three) == 0, 60)
+
+
+def give_all_back(reader: Any) -> None:
+    reader.open()
+    for group, n in dict(reader.uses).items():
+        reader.used(group, n, reader.last_epoch)
 
 
 def test_owners_share_the_rows() -> None:

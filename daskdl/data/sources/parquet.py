@@ -27,6 +27,9 @@ PREBUFFER_BYTES = 1 << 26  # a remote row group up to this size is fetched in fe
 FOOTER_THREADS = 16
 CHUNK_BYTES = 6 << 20
 MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 256, 65_536
+LOOKED_GROUPS = 64  # row groups whose footers tell how long lists and texts are
+OFFSET_BYTES = 4
+WIDTHS = {"BOOLEAN": 0.125, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 8}  # of a decoded value
 SUFFIXES = (".parquet", ".parq", ".pq")
 
 
@@ -100,15 +103,12 @@ class ParquetSource(Source):
             footers = list(pool.map(self._footer, paths))
         self.files = [file for file, _ in footers]
         self._schema, self.columns = self._same_columns([footer for _, footer in footers], columns)
-        sizes = np.array(
-            [footer.row_group(g).total_byte_size for _, footer in footers for g in range(footer.num_row_groups)]
-        )
         groups = [(f, g) for f, (_, footer) in enumerate(footers) for g in range(footer.num_row_groups)]
         self._groups = np.array(groups, dtype=np.int64).reshape(-1, 2)
         rows = [footer.row_group(g).num_rows for _, footer in footers for g in range(footer.num_row_groups)]
         self._raw_counts = np.array(rows, dtype=np.int64)
         self.counts = self._raw_counts
-        self.row_bytes = _row_bytes(self._schema, self.columns, sizes.sum(), self._raw_counts.sum())
+        self.row_bytes = _row_bytes(self._schema, self.columns, [footer for _, footer in footers])
         largest = float((self._raw_counts * self.row_bytes).max(initial=0))
         self.open_bytes = largest if largest <= WHOLE_GROUP_BYTES else min(largest, PAGE_BYTES * len(self.columns))
         if self._filters:
@@ -311,14 +311,50 @@ def _constants(path: str) -> dict[str, Any]:
     return {name: int(value) if value.lstrip("-").isdigit() else value for name, value in pairs}
 
 
-def _row_bytes(schema: pa.Schema, columns: list[str], stored: float, rows: float) -> float:
-    """Bytes of a decoded row: known for types of fixed width, else what is stored, as if it were all theirs."""
-    fixed = 0.0
-    for name in columns:
-        if name not in schema.names:
-            continue
-        try:
-            fixed += max(1, schema.field(name).type.bit_width // 8)
-        except ValueError:
-            return max(fixed, stored / max(1.0, rows))
-    return max(1.0, fixed)
+def _row_bytes(schema: pa.Schema, columns: list[str], footers: Sequence[pq.FileMetaData]) -> float:
+    """Bytes of a decoded row: the width of its types, and of the others what some footers say of their values."""
+    widths = {name: _width(schema.field(name).type) for name in columns if name in schema.names}
+    others = tuple(f"{name}." for name, width in widths.items() if width is None)
+    fixed = sum(width for width in widths.values() if width is not None)
+    return max(1.0, fixed + (_other_bytes(others, footers) if others else 0.0))
+
+
+def _width(kind: pa.DataType) -> int | None:
+    try:
+        return max(1, kind.bit_width // 8)
+    except ValueError:
+        return None
+
+
+def _other_bytes(columns: tuple[str, ...], footers: Sequence[pq.FileMetaData]) -> float:
+    """Bytes per row of columns without a fixed width; each name ends with a point."""
+    groups = [(footer, g) for footer in footers for g in range(footer.num_row_groups) if footer.row_group(g).num_rows]
+    n_bytes = n_rows = 0.0
+    for footer, g in groups[:: -(-len(groups) // LOOKED_GROUPS) or 1]:
+        group = footer.row_group(g)
+        n_rows += group.num_rows
+        for i in range(group.num_columns):
+            chunk = group.column(i)
+            if f"{chunk.path_in_schema}.".startswith(columns):
+                lists = footer.schema.column(i).max_repetition_level
+                n_bytes += OFFSET_BYTES * lists * group.num_rows + _value_bytes(chunk)
+    return n_bytes / max(1.0, n_rows)
+
+
+def _value_bytes(chunk: pq.ColumnChunkMetaData) -> float:
+    """Bytes of the decoded values of a column chunk, whose dictionary may be far smaller.
+
+    The length of texts is not in the footer. Stored plainly, they take as much as decoded; if they are stored in less
+    than half of what the least and the greatest one would take on average, they are in a dictionary.
+    """
+    if chunk.physical_type in WIDTHS:
+        return float(chunk.num_values * WIDTHS[chunk.physical_type])
+    about, stored = chunk.statistics, float(chunk.total_uncompressed_size)
+    if about is None:
+        return stored
+    stored += OFFSET_BYTES * (chunk.num_values - about.num_values)  # missing ones are not stored
+    if chunk.physical_type != "BYTE_ARRAY" or not about.has_min_max:
+        return stored
+    length = (len(about.min_raw) + len(about.max_raw)) / 2
+    alike = OFFSET_BYTES * chunk.num_values + length * about.num_values
+    return stored if stored > alike / 2 else alike

@@ -115,6 +115,44 @@ def test_the_fingerprint_is_that_of_the_content_not_of_the_place(folder: Path, t
     assert ParquetSource(str(folder), columns=["x"]).fingerprint != before
 
 
+CITIES = np.array(["Oslo", "Rome", "Lima", "Reykjavik"])
+
+
+def lists_of(values: np.ndarray, most: int = 30) -> pa.Array:
+    lengths = np.random.default_rng(1).integers(0, most, len(values) // most)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("i4")
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[: offsets[-1]]))
+
+
+def decoded(n: int = 10_000) -> dict[str, pa.Array]:
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(CITIES, k)) for k in rng.integers(1, 60, n)]
+    return {
+        "numbers": pa.array(rng.random(n)),
+        "few words": pa.array(rng.choice(CITIES, n)),
+        "many words": pa.array([f"w{i:05d}" for i in rng.integers(0, 999, n)]),
+        "words, mostly missing": pa.array([f"w{i % 9}" if i % 10 == 0 else None for i in range(n)]),
+        "category": pa.array(rng.choice(CITIES, n)).dictionary_encode(),
+        "texts": pa.array(texts),
+        "words.of a list": pa.array([text.split() for text in texts]),
+        "list<int64>": lists_of(rng.integers(0, 1000, 30 * n)),
+        "list<float32>": lists_of(rng.random(30 * n).astype("f4")),
+        "list<float64>[8]": pa.FixedSizeListArray.from_arrays(pa.array(rng.random(8 * n)), 8),
+    }
+
+
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_the_bytes_of_a_decoded_row_are_known_from_the_footers(tmp_path: Path, use_dictionary: bool) -> None:
+    path = tmp_path / "rows.parquet"
+    table = pa.table(decoded())
+    pq.write_table(table, path, row_group_size=3_000, use_dictionary=use_dictionary, compression="zstd")
+    for columns in [*([name] for name in table.column_names), table.column_names]:
+        source = ParquetSource(str(path), columns=columns)
+        chunks = [chunk for group in range(len(source.counts)) for chunk in source.read(group, 0, 10**9)]
+        real = sum(chunk.nbytes for chunk in chunks) / source.n_rows
+        assert 1 / 1.3 < source.row_bytes / real < 1.3, f"{columns}: {source.row_bytes:.1f} said, {real:.1f} taken"
+
+
 # -- what happens to files ----------------------------------------------------------------------------------------
 
 
