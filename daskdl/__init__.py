@@ -14,6 +14,7 @@ _NAMES = {
     "train": "training.train",
     "Context": "training.context",
     "resume": "training.resuming",
+    "attach": "training.following",
     "Checkpoints": "training.checkpoints",
     "load_checkpoint": "training.checkpoints",
     "TorchClassifier": "estimators.torch",

@@ -58,6 +58,11 @@ def live(run: Run, verbose: int = 1) -> Iterator[None]:
             seen.append(_ended(run.record, error))
 
 
+def following(run: Run, verbose: int = 1) -> AbstractContextManager[None]:
+    """Show a run of another process while the block runs."""
+    return _display(lambda: run.record, run.folder, verbose)
+
+
 def _ended(record: RunRecord, error: BaseException | None) -> RunRecord:
     if record.state in ENDED:
         return record

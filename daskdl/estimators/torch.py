@@ -20,6 +20,7 @@ from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor,
 from daskdl.estimators.tabular import TabularNet
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.fit import FitConfig, class_scores, fit_loop, make_optimizer
+from daskdl.training.following import in_background
 from daskdl.training.job import Job, NumWorkers, current_client, rules_of, started, weight_column
 from daskdl.training.resuming import Resumed, remember_call, workers_for
 from daskdl.training.tensors import to_tensors
@@ -130,7 +131,7 @@ class _TorchEstimator(DaskEstimator):
         self.name = name
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, *, validation_data: tuple[Any, Any] | None = None) -> Self:
+    def fit(self, X: Any, y: Any, *, validation_data: tuple[Any, Any] | None = None, background: bool = False) -> Self:
         """Train. Blocks until it is done; the rows stay on the workers.
 
         Parameters
@@ -142,6 +143,10 @@ class _TorchEstimator(DaskEstimator):
             Labels, or the name of their column in ``X``.
         validation_data : tuple, optional
             ``(X, y)``, evaluated after every epoch.
+        background : bool
+            Train in a process of its own, which the end of this notebook does not end, and return when the run has
+            begun: ``run_`` follows it, as ``daskdl.attach(run_.id)`` does from any notebook. The trained estimator is
+            saved in the run's folder: ``daskdl.load(f"{run_.folder}/model")``.
 
         Returns
         -------
@@ -159,6 +164,9 @@ class _TorchEstimator(DaskEstimator):
             The cell was interrupted: the ranks stopped after their step, and ``model_`` holds the weights of that
             step. A second interrupt does not wait for it.
         """
+        if background:
+            self.run_ = in_background(current_client(), fit_again, None, self._unfitted(), X, y, validation_data)
+            return self
         return self._fit(None, X, y, validation_data)
 
     def _fit(self, resumed: Resumed | None, X: Any, y: Any, validation_data: tuple[Any, Any] | None) -> Self:

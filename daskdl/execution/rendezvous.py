@@ -14,6 +14,7 @@ from typing import Any
 STORE_TIMEOUT = timedelta(seconds=60)
 RETIRE_SECONDS = 1.0
 
+_control: list[Any] = []  # the process group of daskdl's own collectives, of the gang this process is in
 _stores: dict[str, Any] = {}  # gang id -> TCPStore served by this process
 _sockets: dict[str, set[tuple[int, int]]] = {}  # gang id -> {(file descriptor, inode)} of this process's connections
 
@@ -60,16 +61,35 @@ def process_group(gang: str, store: Any, backend: str, rank: int, world_size: in
     before = _connections(store.port)
     with _environment(GLOO_SOCKET_IFNAME=_interface_of(host)):
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+        _control[:] = [dist.new_group(backend="gloo")]
+        dist.barrier(_control[0])  # connects the ranks, so that their sockets are known below
         if backend == "gloo":
-            dist.barrier()  # connects the ranks, so that their sockets are known below
+            dist.barrier()
     _sockets[gang] = _connections(store.port) - before
     try:
         yield
     finally:
         _sockets.pop(gang, None)
+        _control.clear()
         groups = list(dist.distributed_c10d._world.pg_map)
         dist.destroy_process_group()
         _retire(groups)
+
+
+def control_group() -> Any:
+    """Process group, of the CPU, for daskdl's own collectives; None outside of a gang.
+
+    Those of the user's code are in the default group, and may not match.
+    """
+    return _control[0] if _control else None
+
+
+def collectives_called() -> int:
+    """How many collectives this rank has begun in the default group: as many as the others, or some will wait."""
+    import torch.distributed as dist
+
+    group: Any = dist.distributed_c10d._get_default_group()
+    return int(group._get_sequence_number_for_group())
 
 
 def _retire(groups: list[Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import uuid
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 SECONDS_BETWEEN_SENDS = 0.1
-SENDER = "client"  # stamped on what the client itself sends, because the subscription brings it back
+SENDER = f"client-{uuid.uuid4().hex[:8]}"  # stamped on what this process sends: the subscription brings it back
 
 
 class Receiver(Protocol):

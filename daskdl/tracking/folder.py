@@ -81,6 +81,11 @@ class Folder:
         encoding = {} if "b" in mode else {"encoding": "utf-8"}
         return fs.open(full, mode, **encoding)
 
+    def remove(self, path: str) -> None:
+        """Remove a file of the folder."""
+        fs, root = fsspec.core.url_to_fs(self.url)
+        fs.rm(f"{root}/{path}")
+
     def names(self) -> list[str]:
         """List the files, by their path inside the folder."""
         fs, root = fsspec.core.url_to_fs(self.url)

@@ -27,6 +27,8 @@ __all__ = ["Run", "load_run", "runs", "set_root"]
 
 ENDED = ("finished", "failed", "stopped")
 
+_reserved: list[str] = []  # the id of the next run of this process, where another process has named it
+
 
 class Run:
     """One experiment, live while it runs and readable afterwards. Make it with :meth:`Run.start`.
@@ -58,6 +60,7 @@ class Run:
         self._store: Store | None = None
         self._from_workers: Counter[int] = Counter()  # messages, by the generation of the gang
         self._order: Any = None
+        self._follower: Client | None = None
         self.asked_to_stop: str | None = None
         self._changed = threading.Condition()
 
@@ -96,7 +99,7 @@ class Run:
         from daskdl.tracking.store import store_of
 
         root = resolve_root(root)
-        run_id = new_id(root)
+        run_id = _reserved.pop() if _reserved else new_id(root)
         run = cls(RunRecord(run_id), f"{root}/{run_id}", describe_environment())
         run._store = store_of(root)
         client = client or _current_client()
@@ -135,10 +138,30 @@ class Run:
     def stop(self, why: str = "run.stop()") -> None:
         """Have a training stop at its next step: it commits, frees its workers and ends as ``stopped``.
 
-        Returns at once, from any thread. ``daskdl.resume`` goes on from there.
+        Returns at once, from any thread or, for a run that ``daskdl.attach`` gave, from anywhere. ``daskdl.resume``
+        goes on from there.
         """
         self._must_run("stop")
-        self.asked_to_stop = self.asked_to_stop or why
+        if self._store is None and self._feed is not None:  # another process trains
+            self._feed.send({"run": self.id, "kind": "stop", "time": time.time(), "why": why})
+        else:
+            self.asked_to_stop = self.asked_to_stop or why
+
+    def wait(self, timeout: float | None = None, verbose: int = 1) -> str:
+        """Follow a run that another process trains until it has ended; return its state.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait at most.
+        verbose : int
+            0 shows nothing. To interrupt the cell ends the watching, not the run.
+        """
+        from daskdl.display import following
+
+        with following(self, verbose), self._changed:
+            self._changed.wait_for(lambda: self.state in ENDED, timeout)
+        return self.state
 
     def __enter__(self) -> Self:
         return self
@@ -162,12 +185,25 @@ class Run:
 
     # what the workers say
 
+    def follow(self, client: Client, record: RunRecord | None) -> None:
+        """Hear what another process says of its run from now on, after what is known; the client closes at its end."""
+        from daskdl.tracking.feed import feed_of
+
+        self._feed, self._follower = feed_of(client), client
+        self._feed.add(self.id, self)
+        with self._changed:
+            self.record = record or self.record
+
     def receive(self, message: dict[str, Any]) -> None:
         """Take one message of a worker or the dashboard; the feed calls it on the client's event loop."""
         if message["kind"] == "stop":
             self.asked_to_stop = self.asked_to_stop or str(message.get("why", "the dashboard's stop button"))
         else:
             self._apply(message, from_worker=True)
+        if self._follower is not None and self.state in ENDED:
+            loop: Any = self._follower.loop
+            loop.add_callback(self._follower.close)
+            self._follower = None
 
     def wait_for_messages(self, count: int, generation: int = 0, timeout: float = 5.0) -> bool:
         """Block until ``count`` messages of a gang were applied; False when ``timeout`` seconds did not suffice."""
@@ -320,6 +356,11 @@ def outcome(error: BaseException | None) -> tuple[str, str | None]:
     if isinstance(error, KeyboardInterrupt):
         return "stopped", "stopped by KeyboardInterrupt"
     return "failed", f"{type(error).__name__}: {error}"
+
+
+def reserve(run_id: str) -> None:
+    """Give the next run of this process an id that another process has chosen."""
+    _reserved[:] = [run_id]
 
 
 def _current_client() -> Client | None:

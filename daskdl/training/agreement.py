@@ -1,4 +1,4 @@
-"""How all ranks come to obey a word of the client at the same step."""
+"""How all ranks come to obey a word of the client at the same step, and see that they are in step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from daskdl.execution.rendezvous import collectives_called, control_group
 from daskdl.execution.words import REGROUP, STOP, take_word, word_for
 
 ASK_SECONDS = 0.05  # about, between two questions
@@ -32,25 +33,40 @@ class Agreement:
         self._asked: tuple[torch.Tensor, Any] | None = None
         self._asked_at = time.monotonic()
         self.seconds = 0.0
+        self._called = 0
 
     def ask(self, step: int) -> None:
         """Ask at the beginning of a step; returns at once."""
         if step < self._next:
             return
         now = time.monotonic()
-        mine = torch.tensor([WORDS.index(word_for(self.run)), int(1e6 * (now - self._asked_at))])
-        self._asked_at = now
-        work = dist.all_reduce(mine, dist.ReduceOp.MAX, async_op=True) if self.world_size > 1 else None
-        self._asked = mine, work
+        called = collectives_called() if self.world_size > 1 else 0
+        mine = torch.tensor([WORDS.index(word_for(self.run)), int(1e6 * (now - self._asked_at)), called, -called])
+        self._asked_at, self._called = now, called
+        options: Any = {"op": dist.ReduceOp.MAX, "group": control_group(), "async_op": True}
+        self._asked = mine, dist.all_reduce(mine, **options) if self.world_size > 1 else None
 
     def answer(self, step: int) -> str | None:
-        """Return what all ranks are to do now, at the end of the step; None goes on."""
+        """Return what all ranks are to do now, at the end of the step; None goes on.
+
+        Raises
+        ------
+        RuntimeError
+            Ranks have called different numbers of collectives.
+        """
         if self._asked is None:
             return None
         (reduced, work), self._asked = self._asked, None
         if work is not None:
             work.wait()
-        number, microseconds = reduced.tolist()
+        number, microseconds, most, least = reduced.tolist()
+        if most != -least:
+            raise RuntimeError(
+                f"ranks have called different numbers of collectives before step {step}: between {-least:,} and "
+                f"{most:,}, this one {self._called:,}. Such calls meet the wrong partners, so sums are wrong or never "
+                "come. Every rank must call context.sum, the backward pass of a prepared model and torch.distributed "
+                "equally often and in the same order, whatever its data."
+            )
         self.seconds += microseconds / 1e6
         fitting = int(ASK_SECONDS * 1e6 * self._steps / max(1, microseconds))
         self._steps = min(max(1, fitting), MOST_STEPS, 2 * self._steps)

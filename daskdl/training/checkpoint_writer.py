@@ -43,13 +43,13 @@ class CheckpointWriter:
             self._put(commit, metrics)
 
     def finish(self, commit: Commit | None = None, metrics: Metrics | None = None, timeout: float = 60.0) -> None:
-        """Write the last commit, if given, and wait until all is on disk, ``timeout`` seconds at most."""
+        """Write the last commit, if given, and wait until all is on disk, ``timeout`` seconds at most; 0 asks only."""
         if commit is not None and (commit.step, metrics or {}) != self._written:
             self._put(commit, metrics or {})
         thread = self._thread
         if thread is not None:
             thread.join(timeout)
-        if thread is not None and thread.is_alive():
+        if timeout and thread is not None and thread.is_alive():
             text = f"the last checkpoint is still being written to {self._folder.url} after {timeout:g} s"
             self._said("warning", f"{text}; it is lost if its process ends before. Is the storage slow?", self._step)
 

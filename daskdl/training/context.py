@@ -15,6 +15,8 @@ from daskdl.data.schema.target import Target
 from daskdl.data.virtual import VirtualOrder
 from daskdl.errors import LossDiverged
 from daskdl.execution import spmd
+from daskdl.execution.progress import begin_progress, end_progress
+from daskdl.execution.rendezvous import control_group
 from daskdl.execution.words import REGROUP, STOP
 from daskdl.training.agreement import Agreement
 from daskdl.training.checkpoint_writer import CheckpointWriter
@@ -27,6 +29,7 @@ from daskdl.training.virtual import VirtualRanks
 
 COMMIT_STEPS = 100  # at most between two commits
 COMMIT_SECONDS = 10.0  # about
+CLOSE_SECONDS = 600.0  # for the last checkpoint to be written
 POINTS_PER_RUN = 200  # at about so many steps of a run, ranks add up what they reported
 
 
@@ -153,10 +156,11 @@ class Context:
         Torch's random state is set anew for every batch from the seed, the step and the rank, so that a step that is
         done again draws the same numbers.
         """
-        batch = None
+        progress = begin_progress(self.run)
         for batch, tensors in on_device(self._batches, self.device, self._batches.order.steps_per_epoch):
             if spmd.stopping():
                 raise RuntimeError(f"stopped at step {batch.step}: another rank of the gang failed, or the client did")
+            progress.next(batch.step)
             self._agreement.ask(batch.step)
             torch.manual_seed(self._seed(batch.step, self.rank))
             self._share.value = batch.n_rows / batch.n_global
@@ -176,6 +180,7 @@ class Context:
             if self._stopped or word == STOP:
                 break
         self._settle(None)
+        end_progress(self.run)
 
     def _check_backward(self, step: int) -> None:
         if self._virtual is not None and self._virtual.module is not None and self._virtual.stepped != step:
@@ -237,10 +242,11 @@ class Context:
         """``state_dict`` of everything kept, copied to the CPU."""
         return {name: to_cpu(thing.state_dict()) for name, thing in self._kept.items()}
 
-    def close(self) -> None:
-        """Write the last commit to the checkpoints, and wait until it is there."""
+    def close(self, failed: bool = False) -> None:
+        """Write the last commit to the checkpoints; wait until it is there, unless others wait for this one to fail."""
         if self._writer is not None:
-            self._writer.finish(self._commit if self._commit.step else None, self.report_to.latest)
+            commit = self._commit if self._commit.step else None
+            self._writer.finish(commit, self.report_to.latest, 0.0 if failed else CLOSE_SECONDS)
 
     def _said(self, kind: str, text: str, step: int) -> None:
         self.report_to.message("event", event=kind, text=text, step=step)
@@ -270,7 +276,7 @@ class Context:
     def _diverged(self, step: int, loss: float) -> LossDiverged:
         """Make the error of a loss that is not finite. All ranks know; rank 0 tells."""
         if self.rank != 0:
-            dist.barrier()  # fails when rank 0 has told
+            dist.barrier(control_group())  # fails when rank 0 has told
         good_step, state = self._commit.step, self._commit.state.get("model", {})
         return LossDiverged(
             f"the training loss became {loss} at step {step}. The last good weights are those after step {good_step}; "

@@ -24,6 +24,7 @@ from daskdl.data.shards import Sampling, Shards
 from daskdl.data.virtual import VIRTUAL_RANKS, VirtualOrder
 from daskdl.errors import DataError
 from daskdl.execution import spmd
+from daskdl.execution.progress import end_progress
 from daskdl.preflight.facts import facts_of_rows
 from daskdl.preflight.findings import worth_saying
 from daskdl.tracking.record import TOPIC
@@ -231,8 +232,13 @@ def rank_main(
             value, word = loop(context, *args), context.stopped_by
         except Regrouping:
             value, word = None, "regroup"
+        except Exception as error:
+            error.add_note(f"in rank {rank}, in step {max(0, context.step - 1):,} of {context.total_steps:,}")
+            context.close(failed=True)
+            raise
         finally:
-            context.close()
+            end_progress(feed.run)
+        context.close()
     if rank != 0:
         return Answer(word=word)
     return Answer(plain_value(value), context.state(), context.report_to.sent, word)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from daskdl.data.audit import MASK
 from daskdl.data.batches import Batch
+from daskdl.execution.rendezvous import control_group
 from daskdl.training.commit import Use
 
 SEND_SECONDS = 0.2  # between two messages of rank 0
@@ -126,9 +127,9 @@ class Report:
         """Add up what all ranks used in these steps, epoch by epoch; integers wrap around, as the digest does."""
         parts = [list(part) for _, part in groupby(steps, key=lambda one: one.epoch)]
         mine = [(sum(one.digest for one in part) & MASK, sum(one.n_rows for one in part)) for part in parts]
-        sums = torch.tensor([[digest - (digest >> 63 << 64), n] for digest, n in mine], device=self.device)
+        sums = torch.tensor([[digest - (digest >> 63 << 64), n] for digest, n in mine])
         if self.world_size > 1:
-            dist.all_reduce(sums)
+            dist.all_reduce(sums, group=control_group())
         for part, (digest, n) in zip(parts, sums.tolist(), strict=True):
             self._use(part[0].step, part[-1].step + 1, n, digest & MASK)
         self.message("audit", uses=list(self.uses.values()))
@@ -147,10 +148,10 @@ class Report:
             return None
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         sums = [[one.values.get(k, zero) * one.n_rows if one.n_rows else zero for k in names] for one in steps]
-        table = torch.stack([torch.stack([v.to(self.device) for v in line]) for line in sums])
+        table = torch.stack([torch.stack([v.to(self.device) for v in line]) for line in sums]).cpu()
         if self.world_size > 1:
-            dist.all_reduce(table)
-        means = (table.cpu() / torch.tensor([[one.n_global] for one in steps], dtype=torch.float64)).tolist()
+            dist.all_reduce(table, group=control_group())
+        means = (table / torch.tensor([[one.n_global] for one in steps], dtype=torch.float64)).tolist()
         lines = [dict(zip(names, line, strict=True)) for line in means]
         self._points += [[one.step + 1, line] for one, line in zip(steps, lines, strict=True)]
         self.latest |= lines[-1]

@@ -1,0 +1,40 @@
+"""The process of a run that was started with ``background=True``: ``python -m daskdl.background``."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+from contextlib import suppress
+
+from daskdl.cluster import connect
+from daskdl.tracking.folder import Folder
+from daskdl.tracking.run import reserve, set_root
+from daskdl.training.following import SESSION_FILE
+
+
+def main() -> None:
+    """Train; what to do comes on standard input, from the process that started this one."""
+    asked, job = pickle.load(sys.stdin.buffer)
+    sys.path[:] = [*sys.path, *(path for path in asked["paths"] if path not in sys.path)]
+    options = {} if asked["address"] else {"n_workers": asked["n_workers"], "dashboard_address": "127.0.0.1:0"}
+    client = connect(asked["address"] or "cpu", security=asked["security"], **options)
+    set_root(asked["root"])
+    reserve(asked["run"])
+    folder = Folder(f"{asked['root']}/{asked['run']}")
+    with folder.open(SESSION_FILE, "w") as file:
+        json.dump({"address": client.scheduler.address, "dashboard": client.dashboard_link, "pid": os.getpid()}, file)
+    try:
+        function, args = pickle.loads(job)
+        done = function(*args)
+        if hasattr(done, "save"):
+            done.save(f"{folder.url}/model")
+    finally:
+        with suppress(OSError):
+            folder.remove(SESSION_FILE)
+        client.close()
+
+
+if __name__ == "__main__":
+    main()

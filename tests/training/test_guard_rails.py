@@ -1,0 +1,101 @@
+"""What goes wrong inside a rank: each ends in a clear error with the rank and the step, and the cluster is free."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from distributed import Client
+
+import daskdl
+from daskdl.errors import LossDiverged, RankFailed
+from daskdl.execution import progress
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[Client]:
+    client = daskdl.connect("cpu", n_workers=3, memory_limit="2GiB", dashboard_address="127.0.0.1:0")
+    client.run(_impatient)
+    with client.as_current():
+        yield client
+    client.shutdown()
+
+
+def _impatient() -> None:
+    progress.SECONDS = 2.0
+
+
+@pytest.fixture(scope="module")
+def rows() -> tuple[pd.DataFrame, pd.Series]:
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(3_000, 4)).astype("float32"), columns=list("abcd"))
+    return X, (X.a > 0).astype(int)
+
+
+def fit_again(rows: Any) -> None:
+    """The cluster is usable at once."""
+    assert daskdl.TorchClassifier(epochs=1, verbose=0).fit(*rows).run_.state == "finished"
+
+
+def sleeps(context: daskdl.Context, who: int) -> None:
+    for batch in context.batches:
+        if batch.step == 10 and context.rank == who:
+            time.sleep(1_000)
+        context.sum(torch.ones(1))
+
+
+def test_a_rank_that_makes_no_progress_is_named_with_its_line(three: Client, rows: Any) -> None:
+    three.wait_for_workers(3)
+    with pytest.raises(RankFailed, match=r"rank 1 at step 10 in .*test_guard_rails.py:\d+ in sleeps: time.sleep") as e:
+        daskdl.train(sleeps, rows, 1, num_workers=3, batch_size=60, epochs=5, verbose=0)
+    assert e.value.rank == 1 and "The others wait for it" in str(e.value)
+    three.wait_for_workers(3)
+    three.run(_impatient)
+    fit_again(rows)
+
+
+def unequal(context: daskdl.Context) -> None:
+    for batch in context.batches:
+        if batch.step == 10 and context.rank == 0:
+            context.sum(torch.ones(1))
+        context.sum(torch.ones(1))
+
+
+def test_collectives_called_unequally_are_explained(three: Client, rows: Any) -> None:
+    three.wait_for_workers(3)
+    three.run(_impatient)
+    with pytest.raises(RankFailed, match="must call the same collectives|different numbers of collectives"):
+        daskdl.train(unequal, rows, num_workers=3, batch_size=60, epochs=5, verbose=0)
+    three.wait_for_workers(3)
+    fit_again(rows)
+
+
+def out_of_memory(context: daskdl.Context) -> None:
+    for batch in context.batches:
+        if batch.step == 3 and context.rank == 2:
+            torch.empty(1 << 60)
+        context.sum(torch.ones(1))
+
+
+def test_one_rank_out_of_memory(three: Client, rows: Any) -> None:
+    three.wait_for_workers(3)
+    with pytest.raises(RankFailed, match=r"rank 2 of 3 on tcp.*failed: .*\(in rank 2, in step 3 of") as e:
+        daskdl.train(out_of_memory, rows, num_workers=3, batch_size=60, epochs=1, verbose=0)
+    assert "alloc" in str(e.value) or "memory" in str(e.value) or "Storage" in str(e.value)
+    fit_again(rows)
+
+
+def test_a_loss_that_becomes_infinite_leaves_a_checkpoint(three: Client, rows: Any) -> None:
+    X, y = rows
+    classifier = daskdl.TorchClassifier(learning_rate=1e30, epochs=3, batch_size=60, optimizer="sgd", verbose=0)
+    with pytest.raises(LossDiverged, match="the training loss became"):
+        classifier.fit(X, y)
+    assert all(bool(p.isfinite().all()) for p in classifier.model_.parameters())
+    fit_again(rows)
