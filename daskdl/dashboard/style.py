@@ -39,6 +39,9 @@ small { color: #6b7280; }
 @media (max-width: 440px) { .left, small { display: none; } }
 """
 
+CONTROLS: dict[str, str | None] = {"padding": "2px 8px", "flex": "none"}
+CONTROL: dict[str, str | None] = {"font": "12px/1.4 system-ui, sans-serif"}
+
 EMPTY = """
 <div style="height:90vh;display:flex;flex-direction:column;align-items:center;justify-content:center;gap:.6em;
 font:14px/1.5 system-ui,sans-serif;color:#6b7280;text-align:center">

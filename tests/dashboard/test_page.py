@@ -2,14 +2,19 @@ import json
 import math
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from functools import partial
 
+import numpy as np
+import pandas as pd
 import pytest
 from distributed import Client, LocalCluster, get_worker
 
+import daskdl
 from daskdl.dashboard import install, view
-from daskdl.dashboard.page import Training
+from daskdl.dashboard.page import Training, kill_a_worker
 from daskdl.dashboard.plugin import MAX_RUNS, NAME, TrainingPlugin
 from daskdl.tracking.record import TOPIC, RunRecord
 from daskdl.tracking.run import Run
@@ -295,3 +300,50 @@ def test_table_escapes_what_users_write():
     assert "<script>" not in text
     assert "<img" not in text
     assert "&lt;img src=x&gt;" in text
+
+
+def test_the_stop_button_is_there_while_a_run_is_and_says_so_once():
+    said = []
+    records = {"r": record_of(start("r")), "s": record_of(start("s", name="other"))}
+    page = Training(lambda: records, clock=lambda: 5.0, say=said.append)
+    page.update()
+    assert page.controls.visible and page.choice.visible and page.choice.value == "s", "the newest is offered first"
+    page.choice.value = "r"
+    page.ask_to_stop()
+    assert [(m["run"], m["kind"]) for m in said] == [("r", "stop")]
+    page.update()
+    assert page.stop.disabled and page.stop.label == "Stopping ..."
+    records["r"].apply({"run": "r", "kind": "end", "time": 6.0, "state": "stopped", "error": None})
+    page.update()
+    assert page.choice.value == "s" and not page.stop.disabled and not page.choice.visible
+    records["s"].apply({"run": "s", "kind": "end", "time": 6.0, "state": "finished", "error": None})
+    page.update()
+    assert not page.controls.visible
+
+
+def test_no_worker_is_killed_unless_the_scheduler_is_set_to_show_the_button():
+    assert not Training(dict).kill.visible and Training(dict, kill=lambda: None).kill.visible
+
+
+def test_the_buttons_act_on_a_real_run():
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(3_000, 4)), columns=list("abcd"))
+    client = daskdl.connect("cpu", n_workers=2, dashboard_address="127.0.0.1:0")
+    with client.as_current():
+        classifier = daskdl.TorchClassifier(epochs=10_000, verbose=0)
+        fit = threading.Thread(target=classifier.fit, args=(X, (X.a > 0).astype(int)))
+        fit.start()
+        while not hasattr(classifier, "run_") or classifier.run_.record.step < 50:
+            time.sleep(0.02)
+        scheduler = client.cluster.scheduler
+        records = scheduler.plugins["daskdl"].records
+        page = Training(lambda: records, say=partial(scheduler.log_event, "daskdl"))
+        page.update()
+        scheduler.loop.add_callback(kill_a_worker, scheduler)
+        while "worker_lost" not in classifier.run_.events.event.tolist():
+            time.sleep(0.02)
+        scheduler.loop.add_callback(page.ask_to_stop)
+        fit.join(30)
+        assert not fit.is_alive() and classifier.run_.state == "stopped"
+        assert "the stop button of the Training page" in classifier.run_.error
+    client.shutdown()
