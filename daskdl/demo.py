@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from daskdl import datasets
 from daskdl.cluster import connect
 from daskdl.report import write_report
+from daskdl.workers import workers_of
 
 FEATURES = datasets.FLIGHT_FEATURES
 LABEL = datasets.LABEL
@@ -34,9 +35,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the demo; the exit status is 0 if everything worked."""
     began = time.perf_counter()
     client = connect(n_workers=args.n_workers, runs=args.runs)
-    print(
-        f"cluster    {len(client.scheduler_info(n_workers=-1)['workers'])} workers, dashboard {client.dashboard_link}"
-    )
+    print(f"cluster    {len(workers_of(client))} workers, dashboard {client.dashboard_link}")
     train, test = _data(client)
     y = test[LABEL].compute()
     scores = [_base_line(train, test, y)]

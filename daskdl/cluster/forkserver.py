@@ -18,6 +18,7 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONHASHSEED": "6640",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # or every lost worker is told by a C++ stack trace of each that talked to it
 }
 
 

@@ -14,7 +14,13 @@ from daskdl.tracking.colors import ALERT, PALETTE, STATE_COLORS
 from daskdl.tracking.record import RunRecord
 
 POINTS = 300  # per curve; a pane is seldom wider in pixels than twice that
-MARKS = {"early_stop": ("square", 9), "commit": ("circle", 6), "worker_lost": ("x", 11), "failed": ("x", 11)}
+MARKS = {
+    "early_stop": ("square", 9),
+    "commit": ("circle", 6),
+    "worker_lost": ("x", 11),
+    "cause": ("x", 11),
+    "failed": ("x", 11),
+}
 NOISY = 80  # points from which a curve is smoothed
 
 Colored = list[tuple[str, RunRecord]]

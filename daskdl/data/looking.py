@@ -20,6 +20,7 @@ from daskdl.data.schema.target import describe_target
 from daskdl.data.schema.values import names_of
 from daskdl.data.sources.base import Chunk, Source
 from daskdl.errors import DataError
+from daskdl.workers import workers_of
 
 PIECES_PER_WORKER = 4
 LOOK_THREADS = 2  # without a cluster
@@ -109,11 +110,7 @@ def look_at_source(source: Source, asked: Asked, client: Client | None) -> list[
     """Look at every group, in tasks of about equal rows."""
     if not len(source.counts):
         raise DataError(f"{source!r} has no rows; there is nothing to learn from. Look at its path and filters.")
-    n = (
-        LOOK_THREADS
-        if client is None
-        else PIECES_PER_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-    )
+    n = LOOK_THREADS if client is None else PIECES_PER_WORKER * max(1, len(workers_of(client)))
     ends = np.searchsorted(np.cumsum(source.counts), source.n_rows * np.arange(1, n + 1) / n, side="left") + 1
     ends[-1] = len(source.counts)
     runs = [range(a, b) for a, b in pairwise([0, *np.minimum(ends, len(source.counts)).tolist()]) if a < b]

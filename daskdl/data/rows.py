@@ -21,6 +21,7 @@ from daskdl.data.sources.base import Source
 from daskdl.data.sources.parquet import ParquetSource
 from daskdl.data.staging.stage import stage
 from daskdl.errors import DataError
+from daskdl.workers import workers_of
 
 MIN_PIECE_ROWS = 1_000  # a frame in memory is not cut finer than this
 HELD_SHARE = 0.5  # of the memory of the workers that the partitions of a frame may take
@@ -206,9 +207,7 @@ def _looks(pieces: list[Any], asked: Asked, client: Client | None) -> list[Look]
     """Look at all partitions; None as soon as it is clear that they will not fit into memory together."""
     assert client is not None
     futures = [client.submit(look_at, piece, asked, pure=False) for piece in pieces]
-    room = HELD_SHARE * sum(
-        w["memory_limit"] or np.inf for w in client.scheduler_info(n_workers=-1)["workers"].values()
-    )
+    room = HELD_SHARE * sum(w["memory_limit"] or np.inf for w in workers_of(client).values())
     seen = 0
     for n, future in enumerate(as_completed(futures, raise_errors=False), start=1):
         look = future.result()
@@ -231,7 +230,7 @@ def _pieces(frame: Frame, client: Client | None) -> list[Any]:
         return sorted(futures_of(client.persist(frame)), key=lambda future: future.key[-1])  # keys are (name, i)
     if client is None:
         return [frame]
-    n_workers = len(client.scheduler_info(n_workers=-1)["workers"])
+    n_workers = len(workers_of(client))
     n = max(1, min(PIECES_PER_WORKER * n_workers, len(frame) // MIN_PIECE_ROWS))
     cuts = [len(frame) * i // n for i in range(n + 1)]
     return list(client.scatter([frame.iloc[a:b] for a, b in pairwise(cuts)], hash=False))

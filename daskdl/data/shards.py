@@ -24,6 +24,7 @@ from daskdl.data.rows import Rows
 from daskdl.data.sampling import ByClass, ByWeight, Weighted, balanced_weights, picks_per_group
 from daskdl.data.schema.target import Target
 from daskdl.errors import WorkerLost
+from daskdl.workers import workers_of
 
 
 class HeldBlocks:
@@ -207,7 +208,7 @@ class Shards:
         """Wait until blocks lie in memory; one that is lost meanwhile is made again by Dask."""
         assert self.client is not None
         while pending := [block for block in blocks if block.status != "finished"]:
-            alive = self.client.scheduler_info(n_workers=-1)["workers"]
+            alive = workers_of(self.client)
             gone = [rank for rank, worker in enumerate(workers) if worker not in alive]
             if gone:  # a copy for it would be waited for without end
                 lost = workers[gone[0]]

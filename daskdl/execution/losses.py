@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from distributed import Client
+
+from daskdl.workers import workers_of
 
 _watched: WeakKeyDictionary[Client, set[Losses]] = WeakKeyDictionary()
 _watching = threading.Lock()
@@ -40,7 +43,7 @@ class Losses:
             if not watchers:
                 self.client.subscribe_topic("all", partial(_tell, watchers))
             watchers.add(self)
-        for address in self.addresses - set(self.client.scheduler_info(n_workers=-1)["workers"]):
+        for address in self.addresses - set(workers_of(self.client)):
             self._add(address)  # left before we listened
         return self
 
@@ -50,6 +53,12 @@ class Losses:
             watchers.discard(self)
             if not watchers and self.client.status == "running":
                 self.client.unsubscribe_topic("all")
+
+    def wait(self, seconds: float) -> None:
+        """Wait until one has left, for so many seconds at most."""
+        deadline = time.monotonic() + seconds
+        while not self.lost and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def on_event(self, message: Any) -> None:
         """Take an event of the scheduler's topic "all"; called on the client's event loop."""

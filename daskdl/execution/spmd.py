@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import threading
 import time
 import uuid
@@ -12,27 +14,32 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import tblib
-from distributed import Client, Future, as_completed
+from distributed import Client, Future, as_completed, get_worker
 
 from daskdl.errors import NotEnoughWorkers, RankFailed, WorkerLost
 from daskdl.execution import rendezvous
 from daskdl.execution.calls import call_workers
 from daskdl.execution.losses import Losses
+from daskdl.execution.overseer import explained, install
 from daskdl.execution.rank_env import available_cores, training_process
 from daskdl.execution.seats import Seats, holders
+from daskdl.execution.witness import last_words
+from daskdl.workers import workers_of
 
 GRACE_SECONDS = 3.0  # for ranks to leave by themselves after one failed
+LOSS_SECONDS = 1.0  # for word of a lost worker, after a task was cancelled
 WATCH_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
 class Gang:
-    """What every rank is told about its gang."""
+    """What every rank is told about its gang; ``client`` is the id of that which started it."""
 
     id: str
     workers: tuple[str, ...]
     backend: str
     store_port: int
+    client: str = ""
 
     @property
     def world_size(self) -> int:
@@ -66,7 +73,7 @@ def choose_workers(client: Client, num_workers: int | tuple[int, int] | None = N
         The cluster has fewer; nothing was launched.
     """
     least, most = span_of(num_workers)
-    everyone = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    everyone = sorted(workers_of(client))
     threads = [address for address in everyone if address.startswith("inproc://")]  # workers of one process
     workers = [address for address in everyone if address not in threads[1:]]
     if len(workers) < least:
@@ -166,6 +173,7 @@ def run(
     extra = list(rank_args) if rank_args is not None else [()] * len(addresses)
     if len(extra) != len(addresses):
         raise ValueError(f"rank_args must have one tuple per rank: {len(addresses)} ranks, got {len(extra)}")
+    install(client)
     with Seats(client, str(getattr(function, "__name__", "spmd.run"))) as seats:
         if not held:
             seats.take(addresses)
@@ -192,12 +200,16 @@ def run(
         try:
             with losses:
                 return _gather(futures, gang, losses, watch, interrupted)
+        except WorkerLost as lost:
+            if held:  # the caller may go on without it, and must not wait to be told why
+                raise
+            raise explained(client, lost) from None
         finally:
             _disband(client, gang, futures)
 
 
 def _check_alive(client: Client, addresses: list[str]) -> None:
-    alive = client.scheduler_info(n_workers=-1)["workers"]
+    alive = workers_of(client)
     gone = [address for address in addresses if address not in alive]
     if gone:
         raise NotEnoughWorkers(
@@ -210,7 +222,7 @@ def _assemble(client: Client, addresses: list[str], backend: str | None) -> Gang
     """Open the store in rank 0's process and settle the backend."""
     identity = uuid.uuid4().hex[:8]
     host = urlsplit(addresses[0]).hostname or "127.0.0.1"
-    port = call_workers(client, rendezvous.serve_store, identity, host, workers=addresses[:1]).get(addresses[0])
+    port = call_workers(client, _serve_store, identity, host, client.id, workers=addresses[:1]).get(addresses[0])
     if isinstance(port, BaseException):
         raise port
     if port is None:
@@ -218,7 +230,7 @@ def _assemble(client: Client, addresses: list[str], backend: str | None) -> Gang
     if backend is None:
         sees = call_workers(client, _sees_gpu, workers=addresses)
         backend = "nccl" if all(sees.get(address) is True for address in addresses) else "gloo"
-    return Gang(identity, tuple(addresses), backend, port)
+    return Gang(identity, tuple(addresses), backend, port, client.id)
 
 
 def _sees_gpu() -> bool:
@@ -255,7 +267,9 @@ def _look(futures: list[Future], gang: Gang, losses: Losses, answers: dict[int, 
     """Take what has been answered; raises for a rank that failed, or a worker that is gone."""
     for rank, future in enumerate(futures):
         if future.status in ("error", "cancelled", "lost"):
-            raise _not_started(gang, rank, future)
+            if future.status != "error":  # a worker took with it what the task needs: it may be told a moment later
+                losses.wait(LOSS_SECONDS)
+            raise _worker_lost(gang, losses.lost[0]) if losses.lost else _not_started(gang, rank, future)
         if future.status == "finished" and rank not in answers:
             answers[rank] = future.result()
     failures = {rank: answer for rank, answer in answers.items() if isinstance(answer, _Failure)}
@@ -277,9 +291,10 @@ def _first_failure(failures: dict[int, _Failure], futures: list[Future], gang: G
     if losses.lost:  # its neighbours saw their connections close a moment before the scheduler knew
         return _worker_lost(gang, losses.lost[0])
     rank, failure = (first, failures[first]) if first in failures else next(iter(failures.items()))
+    notes = getattr(failure.error, "__notes__", ())
     error = RankFailed(
         f"rank {rank} of {gang.world_size} on {gang.workers[rank]} failed: "
-        f"{type(failure.error).__name__}: {failure.error}",
+        f"{type(failure.error).__name__}: {failure.error}{''.join(f' ({note})' for note in notes)}",
         rank,
         gang.world_size,
         gang.workers[rank],
@@ -291,9 +306,7 @@ def _first_failure(failures: dict[int, _Failure], futures: list[Future], gang: G
 def _worker_lost(gang: Gang, address: str) -> WorkerLost:
     rank = gang.workers.index(address)
     return WorkerLost(
-        f"rank {rank} of {gang.world_size} is lost: its worker {address} left the cluster. A killed process, one over "
-        "its memory limit and a crash in native code look like this; the worker's log tells which: "
-        "client.cluster.logs(). The other ranks were stopped.",
+        f"rank {rank} of {gang.world_size} is lost: its worker {address} left the cluster. The others were stopped.",
         rank,
         gang.world_size,
         address,
@@ -315,16 +328,25 @@ def _not_started(gang: Gang, rank: int, future: Future) -> RankFailed:
 
 def _disband(client: Client, gang: Gang, futures: list[Future]) -> None:
     """Leave nothing behind: wake ranks that are blocked, cancel their tasks, close the store."""
-    alive = [a for a in gang.workers if a in client.scheduler_info(n_workers=-1)["workers"]]
+    alive = [a for a in gang.workers if a in workers_of(client)]
     running = [f for f in futures if not f.done()]
     if running and alive:
         call_workers(client, _wake, gang.id, workers=alive)
         reachable = [f for f, a in zip(futures, gang.workers, strict=True) if a in alive and not f.done()]
         if reachable:
             _wait(reachable, GRACE_SECONDS)
+        deaf = [a for f, a in zip(futures, gang.workers, strict=True) if a in alive and not f.done()]
         client.cancel(running, force=True)
+        if deaf:  # in code that neither steps nor communicates: a thread cannot be ended but with its process
+            call_workers(client, _end_process, workers=deaf)
     if alive:
-        call_workers(client, rendezvous.close_store, gang.id, workers=alive)
+        call_workers(client, _close_store, gang.id, workers=alive)
+
+
+def _end_process(dask_worker: Any) -> None:
+    """Kill a worker that a nanny starts again."""
+    if dask_worker.nanny and not dask_worker.address.startswith("inproc://"):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _wait(futures: list[Future], timeout: float) -> None:
@@ -335,7 +357,18 @@ def _wait(futures: list[Future], timeout: float) -> None:
         pass
 
 
+@dataclass
+class _Rank:
+    """A rank of this process: the client of its gang, and how often it asked whether to stop, once a step."""
+
+    client: str
+    steps: int = 0
+
+
 _stopping: set[str] = set()  # gangs of this process that were told to stop
+_running: dict[str, _Rank] = {}  # by gang: what runs in this process
+_ended: list[_Rank] = []  # the last that did
+_serving: dict[str, str] = {}  # gangs whose store this process serves, and their clients
 
 
 def _wake(gang: str) -> None:
@@ -343,9 +376,48 @@ def _wake(gang: str) -> None:
     rendezvous.abort(gang)
 
 
+def gangs_of(client: str) -> int:
+    """Ranks in this process whose gang a client has started."""
+    return sum(rank.client == client for rank in list(_running.values()))
+
+
+def stop_gangs(client: str) -> None:
+    """Wake and stop the ranks in this process of a client that has left."""
+    for gang in [gang for gang, rank in list(_running.items()) if rank.client == client]:
+        _wake(gang)
+
+
+def end_gangs(client: str, dask_worker: Any) -> None:
+    """Close what is left of the gangs of a client that has left, if it must be with the worker's process."""
+    if gangs_of(client):
+        _end_process(dask_worker)
+    for gang in [gang for gang, owner in list(_serving.items()) if owner == client]:
+        _close_store(gang)
+
+
+def _serve_store(gang: str, host: str, client: str) -> int:
+    _serving[gang] = client
+    return rendezvous.serve_store(gang, host)
+
+
+def _close_store(gang: str) -> None:
+    if gang not in _running:  # a rank that ended before it was woken, or never began
+        _stopping.discard(gang)
+    _serving.pop(gang, None)
+    rendezvous.close_store(gang)
+
+
 def stopping() -> bool:
-    """Whether the gang of the calling rank was told to stop; a long loop without collectives asks now and then."""
-    return bool(_stopping & {getattr(_this_rank, "gang", "")})
+    """Whether the gang of the calling rank was told to stop; a training loop asks once a step."""
+    gang = getattr(_this_rank, "gang", "")
+    if gang in _running:
+        _running[gang].steps += 1
+    return gang in _stopping
+
+
+def steps_begun() -> int:
+    """Steps that the rank of this process began before it ended, the last one that did."""
+    return _ended[-1].steps if _ended else 0
 
 
 _this_rank = threading.local()
@@ -375,25 +447,29 @@ def _rank_main(
     """One rank: join the gang, call the function, and say who failed first if it fails."""
     store = rendezvous.connect_store(gang.host(0), gang.store_port)
     _this_rank.gang, _this_rank.host = gang.id, gang.host(rank)
+    _running[gang.id] = _Rank(gang.client)
     try:
         with (
+            last_words(get_worker()),
             training_process(gang.threads(rank)),
             rendezvous.process_group(gang.id, store, gang.backend, rank, gang.world_size, gang.host(rank)),
         ):
             try:
                 return function(*args, *extra)
             except BaseException as error:
-                failure = _failure(store, rank, error)  # first, because other ranks fail by what comes next
+                # first, because other ranks fail by what comes next
+                failure = _failure(store if gang.id not in _stopping else None, rank, error)
                 rendezvous.abort(gang.id)
                 return failure
     finally:
         _this_rank.gang = ""
         _stopping.discard(gang.id)
+        _ended[:] = [_running.pop(gang.id)]
 
 
 def _failure(store: Any, rank: int, error: BaseException) -> _Failure:
-    try:
-        first = int(store.compare_set("failed", "", str(rank)))
+    try:  # a rank that was told to stop need not ask, perhaps in a machine that cannot be reached, for a minute
+        first = int(store.compare_set("failed", "", str(rank))) if store is not None else 0
     except RuntimeError:  # the process that serves the store died
         first = 0
     frames = tblib.Traceback(error.__traceback__).to_dict()

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from daskdl.data.schema.stats import MAX_CATEGORIES, ColumnStats
+from daskdl.workers import workers_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -191,11 +192,11 @@ class Facts:
     failed: str = ""
 
 
-def workers_of(client: Client | None) -> tuple[Worker, ...]:
+def facts_of_workers(client: Client | None) -> tuple[Worker, ...]:
     """What the client has been told of its workers; asks nobody."""
     if client is None:
         return ()
-    found = client.scheduler_info(n_workers=-1)["workers"]
+    found = workers_of(client)
     return tuple(_worker(address, about) for address, about in sorted(found.items()))
 
 
@@ -254,7 +255,7 @@ def facts_of_rows(rows: Rows, workers: Sequence[str], batch_size: int = 1024) ->
         encoded_row_bytes=encoded_row_bytes(rows.stats),
         held=source is None,
         client=rows.client is not None,
-        workers=tuple(w for w in workers_of(rows.client) if w.address in own),
+        workers=tuple(w for w in facts_of_workers(rows.client) if w.address in own),
         ranks=max(1, len(workers)),
         batch_size=batch_size,
     )

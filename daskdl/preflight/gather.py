@@ -20,7 +20,7 @@ from daskdl.data.schema import column_kind
 from daskdl.data.schema.stats import ColumnStats
 from daskdl.data.sources.base import Source
 from daskdl.errors import DataError
-from daskdl.preflight.facts import Facts, Pieces, Speed, sorted_by_label, workers_of
+from daskdl.preflight.facts import Facts, Pieces, Speed, facts_of_workers, sorted_by_label
 from daskdl.preflight.look import Seen, encode_rate, label_refused, look, other_categories
 from daskdl.preflight.probe import asked, describe_process
 from daskdl.preflight.resources import rank_threads
@@ -48,7 +48,7 @@ class Gathering:
         self.asked: list[Any] = []  # futures
         self.stopped = threading.Event()
         self.wrong: Exception | None = None  # an argument, found out late
-        self.facts = Facts(client=client is not None, workers=workers_of(client))
+        self.facts = Facts(client=client is not None, workers=facts_of_workers(client))
         self.label: Any = LABEL
         self.first: int | None = None  # piece that was looked at
         self.fixed: list[Any] = []  # columns whose type says the categories of all partitions

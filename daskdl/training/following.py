@@ -19,6 +19,7 @@ from daskdl.data.frame import is_lazy
 from daskdl.tracking.folder import Folder, is_remote, new_id, resolve_root
 from daskdl.tracking.record import RunRecord
 from daskdl.tracking.run import Run, load_run
+from daskdl.workers import workers_of
 
 SESSION_FILE = "session.json"  # in the run's folder: scheduler and process, while they last
 LOG_FILE = "log.txt"
@@ -44,7 +45,7 @@ def in_background(client: Client | None, function: Callable[..., Any], *args: An
         "run": run_id,
         "address": client.scheduler.address if client is not None and elsewhere else None,
         "security": client.security if client is not None and elsewhere else None,
-        "n_workers": len(client.scheduler_info(n_workers=-1)["workers"]) if client is not None else None,
+        "n_workers": len(workers_of(client)) if client is not None else None,
         "paths": [path for path in sys.path if path],
     }
     if not elsewhere and any(is_lazy(arg) and futures_of(arg) for arg in args):

@@ -25,6 +25,8 @@ from daskdl.execution.words import REGROUP, STOP, put_word, take_word
 from daskdl.tracking.run import Run
 from daskdl.training.checkpoints import CheckpointFolder
 from daskdl.training.commit import Commit, commit_step, forget_commit, take_commit
+from daskdl.training.stuck import Stuck
+from daskdl.workers import workers_of
 
 WAIT_SECONDS = 120.0  # for workers to come back when there are fewer than the user's fewest
 LOSSES_IN_PLACE = 3  # without a new commit between them: it is the training that kills
@@ -89,6 +91,7 @@ class Gangs:
         self.fewest = fewest if isinstance(num_workers, tuple) else 1
         self.most = min(most, wanted or len(workers))
         self.generation = 0
+        self._stuck = Stuck(client, run)
         self._losses = (-1, 0)  # step of the commit, and losses since it was made
         self._newcomers: list[str] = []
         self._greeting: threading.Thread | None = None
@@ -170,14 +173,18 @@ class Gangs:
             step, holder = 0, None
         self._count_loss(step, lost)
         self.workers = sorted([*survivors, *self._take_newcomers()])
-        self._say_why(gone, ranks, step)
-        self._wait_for_workers(lost)
+        left, enough = len(self.workers), len(self.workers) >= self.fewest
+        goes_on = f"with {left} of {before} ranks"
+        if not enough:
+            goes_on = f"when at least {self.fewest} of the workers are there again ({left} now)"
         self.run.event(
             "worker_lost",
-            f"{', '.join(gone)} left the cluster. Training goes on with {len(self.workers)} of {before} ranks, from "
-            f"step {step}: steps after it are done again.",
+            f"{', '.join(gone)} left the cluster. Training goes on {goes_on}, from step {step}: steps after it are "
+            "done again.",
             step,
         )
+        self._say_why(gone, ranks, step)
+        self._wait_for_workers(lost)
         if holder is not None:
             return self._commit_of(holder)
         return commit if commit is None else self.client.scatter(commit, workers=self.workers[:1], hash=False)
@@ -209,7 +216,7 @@ class Gangs:
 
     def _wait_for_workers(self, lost: Exception) -> None:
         """Wait until there are as many as the user's fewest, as workers that died are usually started again."""
-        fewest, deadline, said = self.fewest, time.monotonic() + WAIT_SECONDS, False
+        fewest, deadline = self.fewest, time.monotonic() + WAIT_SECONDS
         while len(self.workers) < fewest:
             if time.monotonic() > deadline:
                 raise explained(self.client, lost)
@@ -217,10 +224,6 @@ class Gangs:
             call_workers(self.client, _warm, workers=joined)
             alive = self._alive()
             self.workers = sorted(worker for worker in [*self.workers, *joined] if worker in alive)
-            if len(self.workers) < fewest and not said:
-                there = f"{len(self.workers)} of at least {fewest} workers are there"
-                self.run.event("waiting", f"{there}; the run goes on when others have joined")
-                said = True
             if len(self.workers) < fewest:
                 time.sleep(0.05)
 
@@ -230,6 +233,7 @@ class Gangs:
         """Look several times a second whether somebody has joined, or the user wants to stop."""
         if self._interrupted_at and time.monotonic() - self._interrupted_at > INTERRUPT_SECONDS:
             raise KeyboardInterrupt
+        self._stuck.check(self.workers)
         if self.run.asked_to_stop and not self._told_to_stop:
             self._told_to_stop = True
             self._tell(STOP)
@@ -277,7 +281,7 @@ class Gangs:
     # -- talking to workers -----------------------------------------------------------------------------------
 
     def _alive(self) -> set[str]:
-        return set(self.client.scheduler_info(n_workers=-1)["workers"])
+        return set(workers_of(self.client))
 
     def _tell(self, word: str) -> None:
         call_workers(self.client, put_word, self.run.id, word, workers=self.workers)
