@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from functools import partial
+import hashlib
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from distributed import get_worker, wait
 
 from daskdl.data.encoders import TableEncoder
+from daskdl.data.pieces import Pieces
 from daskdl.data.schema import Missing, Schema
 from daskdl.errors import DataError, MissingExtraError
-from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by
+from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by, fit_again
 from daskdl.execution import spmd
 from daskdl.preflight.facts import facts_of_rows
-from daskdl.training.gangs import unwrapped
-from daskdl.training.job import current_client, started
+from daskdl.training.checkpoints import Checkpoints
+from daskdl.training.commit import Commit, forget_commit
+from daskdl.training.gangs import Gangs
+from daskdl.training.job import NumWorkers, current_client, ranks_for, rules_of, started
+from daskdl.training.resuming import Resumed, checkpoints_of, remember_call, workers_for
 
 try:
     import xgboost
@@ -39,6 +42,12 @@ class _XGBEstimator(DaskEstimator):
     Categories are split as categories, missing numbers follow the branch learned for them, and the evaluation log goes
     to the run.
 
+    When workers are lost, the others go on from the last commit: about the last half second of rounds is done again,
+    or 5 % of the time if a large booster takes longer to commit. The rounds after it use the same bins, so the trees
+    are those of an undisturbed run but for the order in which numbers are added up; a run on one worker that is stopped
+    and resumed gives the same booster bit by bit. With ``subsample`` or ``colsample_*`` below 1 that is not so: rounds
+    after an interruption draw other random rows and columns, as XGBoost does not keep that state.
+
     Parameters
     ----------
     n_estimators, max_depth, learning_rate, min_child_weight, gamma, subsample, colsample_bytree, reg_lambda, \
@@ -55,8 +64,12 @@ reg_alpha, max_bin
         rows are binned with them. 0 uses all rows.
     missing : {"impute", "refuse"}
         ``"impute"`` leaves missing numbers to XGBoost.
-    num_workers : int, optional
-        Ranks; all workers by default.
+    num_workers : int or (int, int), optional
+        Ranks; all workers by default. When workers are lost, training goes on with as few as one, and takes in those
+        that join until there are as many again. A pair sets the fewest and the most: below the fewest it waits.
+    checkpoints : Checkpoints or str, optional
+        Where and how often the state is written, besides what the workers hold in memory; a string is the path. By
+        default once a minute and at the end, into the folder of the run.
     seed : int
     name : str, optional
         Of the run.
@@ -96,7 +109,8 @@ reg_alpha, max_bin
         params: dict[str, Any] | None = None,
         sketch_rows: int = 262_144,
         missing: Missing = "impute",
-        num_workers: int | None = None,
+        num_workers: NumWorkers = None,
+        checkpoints: Checkpoints | str | None = None,
         seed: int = 0,
         name: str | None = None,
         verbose: int = 1,
@@ -117,6 +131,7 @@ reg_alpha, max_bin
         self.sketch_rows = sketch_rows
         self.missing = missing
         self.num_workers = num_workers
+        self.checkpoints = checkpoints
         self.seed = seed
         self.name = name
         self.verbose = verbose
@@ -141,8 +156,14 @@ reg_alpha, max_bin
         DataError, NotEnoughWorkers, ValueError
             Before anything is launched.
         RankFailed
-            A worker failed or died.
+            A worker failed, or workers died again and again.
+        KeyboardInterrupt
+            The cell was interrupted: the ranks stopped after their round, and ``model_`` holds the rounds until then.
+            A second interrupt does not wait for it.
         """
+        return self._fit(None, X, y, validation_data)
+
+    def _fit(self, resumed: Resumed | None, X: Any, y: Any, validation_data: tuple[Any, Any] | None) -> Self:
         if self.early_stopping_rounds is not None and validation_data is None:
             raise ValueError(
                 f"early_stopping_rounds={self.early_stopping_rounds} needs validation_data=(X, y): it is what is "
@@ -152,12 +173,14 @@ reg_alpha, max_bin
             raise ValueError(f"n_estimators must be at least 1, got {self.n_estimators}")
         client = current_client()
         rows = self._read(X, y, client, moments=False)
-        job = _Boost(self, rows, self._read_validation(validation_data, client), client)
+        num_workers = workers_for(resumed, self.num_workers)
+        job = _Boost(self, rows, self._read_validation(validation_data, client), client, num_workers)
         own = {k: v for k, v in self.get_params(deep=False).items() if k not in ("name", "verbose", "seed")}
-        with started(self.name or "XGBoost", type(self).__name__, own, job, self.verbose) as run:
+        with started(self.name or "XGBoost", type(self).__name__, own, job, self.verbose, resumed) as run:
             self.run_ = run
-            raw, self.best_iteration_ = job.run(run)
-        self.model_ = _booster(raw)
+            remember_call(run, job.checkpoints, job.fingerprint, fit_again, self._unfitted(), X, y, validation_data)
+            raw, self.best_iteration_ = job.run(run, resumed.commit if resumed else None)
+            self.model_ = _booster(raw)
         return self
 
     def _booster_params(self, validated: bool) -> dict[str, Any]:
@@ -194,29 +217,31 @@ def _booster(raw: bytes | bytearray) -> xgboost.Booster:
 
 
 class _Boost:
-    """A boosting job that is ready to launch: blocks laid on ranks, nothing running yet."""
+    """A boosting job that is ready to launch: rows on their way to the ranks, nothing running yet."""
 
-    def __init__(self, estimator: _XGBEstimator, rows: Rows, validation: Rows | None, client: Client | None) -> None:
+    def __init__(
+        self,
+        estimator: _XGBEstimator,
+        rows: Rows,
+        validation: Rows | None,
+        client: Client | None,
+        num_workers: NumWorkers,
+    ) -> None:
         from daskdl.training.boost import BoostConfig
 
         self.client, self.seed, self.n_rows, self.notes = client, estimator.seed, rows.n_rows, rows.notes
-        self.total_steps = estimator.n_estimators
-        self.workers: list[str] = []
-        filled = [n for n in rows.counts if n]
-        if client is not None:
-            self.workers = spmd.choose_workers(client, estimator.num_workers)
-            if estimator.num_workers is not None and len(filled) < estimator.num_workers:
-                raise DataError(
-                    f"num_workers={estimator.num_workers} ranks need a partition with rows each, and the data has "
-                    f"{len(filled)}. Repartition it: df.repartition(npartitions={2 * estimator.num_workers})."
-                )
-            self.workers = self.workers[: max(1, len(filled))]
-        elif estimator.num_workers not in (None, 1):
-            raise ValueError(
-                f"num_workers={estimator.num_workers} needs a cluster, and there is no Dask client. Start one: "
-                "daskdl.connect()."
+        self.total_steps, self.num_workers = estimator.n_estimators, num_workers
+        self.checkpoints = rules_of(estimator.checkpoints)
+        self.most = max(1, sum(n > 0 for n in rows.counts))
+        workers = ranks_for(client, num_workers)
+        if (fewest := spmd.span_of(num_workers)[0]) > self.most:
+            raise DataError(
+                f"num_workers={num_workers} ranks need a partition with rows each, and the data has {self.most}. "
+                f"Repartition it: df.repartition(npartitions={2 * fewest})."
             )
+        self.workers = workers[: self.most]
         self.facts = facts_of_rows(rows, self.workers)
+        self._digests = rows.source.fingerprint if rows.source is not None else [look.digest for look in rows.looks]
         schema, target = estimator.schema_, estimator.target_
         self.config = BoostConfig(
             estimator._booster_params(validation is not None),
@@ -226,81 +251,46 @@ class _Boost:
             schema.feature_types,
             estimator.sketch_rows,
             rows.n_rows,
+            validation is not None,
         )
-        homes = _homes(client, rows, self.workers)
-        owners = balanced(rows.counts, homes, self.world_size)
-        places = (lambda i: [self.workers[owners[i]]]) if self.workers else (lambda i: None)
-        blocks = rows.encode(TableEncoder(schema, target, rows.label_name), places)
-        self.blocks = [
-            [b for b, o, n in zip(blocks, owners, rows.counts, strict=True) if o == r and n]
-            for r in range(self.world_size)
+        self._pieces = [
+            Pieces(part, TableEncoder(schema, target, part.label_name), self.workers)
+            for part in (rows, validation)
+            if part is not None
         ]
-        self.validation: list[list[Any]] = [[] for _ in range(self.world_size)]
-        if validation is not None:
-            more = validation.encode(TableEncoder(schema, target, validation.label_name))
-            self.validation = [more[r :: self.world_size] or more[:1] for r in range(self.world_size)]
 
     @property
     def world_size(self) -> int:
         return max(1, len(self.workers))
 
-    def run(self, run: Run) -> tuple[bytes, int]:
-        """Boost on all ranks; return the booster as UBJSON and its best round."""
+    @property
+    def fingerprint(self) -> str:
+        """Of the rows."""
+        return hashlib.sha256(repr(self._digests).encode()).hexdigest()
+
+    def run(self, run: Run, commit: Commit | None = None) -> tuple[bytes, int]:
+        """Boost on all ranks, from a commit if one is given; return the booster as UBJSON and its best round."""
         from daskdl.training.boost import boost_rank
 
-        if self.client is None:
-            answer = boost_rank(self.config, run.id, run.receive, False, self.blocks[0], self.validation[0])
-        else:
-            answer = unwrapped(
-                spmd.run,
-                boost_in_gang,
-                self.config,
-                run.id,
-                rank_args=list(zip(self.blocks, self.validation, strict=True)),
-                workers=self.workers,
-                client=self.client,
-            )[0]
-        assert answer is not None
-        raw, best, n_messages = answer
-        self.blocks = self.validation = []
-        run.wait_for_messages(n_messages)
-        return bytes(raw), best
+        folder, rules = checkpoints_of(run, self.checkpoints, self.workers)
+        generation = 0
+        try:
+            if self.client is None:
+                answer = boost_rank(self.config, run.id, rules, run.receive, 0, commit, *self._readers([])[0])
+            else:
+                gangs = Gangs(self.client, run, self.workers, self.num_workers, self.most, folder)
+                answer = gangs(boost_rank, (self.config, run.id, rules, None), self._readers, commit)
+                generation = gangs.generation
+        finally:
+            forget_commit(run.id)  # of a rank in this process
+            for pieces in self._pieces:
+                pieces.close()
+        run.wait_for_messages(answer.n_messages, generation)
+        raw, best = answer.value
+        return raw, best
 
-
-def boost_in_gang(config: Any, run: str, blocks: list[Any], validation: list[Any]) -> Any:
-    """One rank of a boosting gang; runs in a worker."""
-    from daskdl.training.boost import boost_rank
-    from daskdl.tracking.record import TOPIC
-
-    return boost_rank(config, run, partial(get_worker().log_event, TOPIC), True, blocks, validation)
-
-
-def _homes(client: Client | None, rows: Rows, workers: list[str]) -> list[int | None]:
-    """Rank whose worker already holds each piece; rows of a source are on none."""
-    if client is None or rows.source is not None:
-        return [None] * len(rows.pieces)
-    wait(rows.pieces)
-    held = client.who_has(rows.pieces)
-    return [next((workers.index(a) for a in held.get(p.key, ()) if a in workers), None) for p in rows.pieces]
-
-
-def balanced(counts: list[int], homes: list[int | None], n_ranks: int) -> list[int]:
-    """Give each piece to a rank: where it lies, as long as that rank stays within a tenth of an equal share.
-
-    Every rank gets a piece with rows, if there are as many.
-    """
-    load = [0] * n_ranks
-    owners = [0] * len(counts)
-    most = 1.1 * sum(counts) / n_ranks
-    for piece in sorted(range(len(counts)), key=lambda p: -counts[p]):
-        home = homes[piece]
-        stays = home is not None and load[home] + counts[piece] <= most
-        owners[piece] = home if stays and home is not None else load.index(min(load))
-        load[owners[piece]] += counts[piece]
-    for rank in (r for r in range(n_ranks) if not load[r]):
-        giver = max(range(n_ranks), key=lambda r: sum(o == r and n > 0 for o, n in zip(owners, counts, strict=True)))
-        owners[min((p for p, o in enumerate(owners) if o == giver and counts[p]), key=lambda p: counts[p])] = rank
-    return owners
+    def _readers(self, workers: list[str]) -> list[tuple[Any, ...]]:
+        return list(zip(*(pieces.readers(workers) for pieces in self._pieces), strict=True))
 
 
 @documented_by(_XGBEstimator)

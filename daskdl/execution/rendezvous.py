@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import stat
@@ -69,11 +70,11 @@ def process_group(gang: str, store: Any, backend: str, rank: int, world_size: in
     try:
         yield
     finally:
-        _sockets.pop(gang, None)
+        failed = _sockets.pop(gang, None) is None
         _control.clear()
         groups = list(dist.distributed_c10d._world.pg_map)
         dist.destroy_process_group()
-        _retire(groups)
+        _retire(groups, failed)
 
 
 def control_group() -> Any:
@@ -92,14 +93,20 @@ def collectives_called() -> int:
     return int(group._get_sequence_number_for_group())
 
 
-def _retire(groups: list[Any]) -> None:
+def _retire(groups: list[Any], failed: bool) -> None:
     """Let go of destroyed process groups a while later.
 
     The destructor of a gloo group joins the group's threads with the interpreter lock held. A thread that has just
     completed a collective needs that lock to drop its work: both would wait for ever (seen with torch 2.13). A second
     later the threads are idle.
     """
-    timer = threading.Timer(RETIRE_SECONDS, groups.clear)
+
+    def let_go() -> None:
+        groups.clear()
+        if failed:  # errors and frames hold each other, and with them the model and the group's listening port
+            gc.collect()
+
+    timer = threading.Timer(RETIRE_SECONDS, let_go)
     timer.daemon = True
     timer.start()
 

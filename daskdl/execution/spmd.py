@@ -9,12 +9,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import tblib
-from distributed import Client, Future, as_completed, get_worker
+from distributed import Client, Future, get_worker, wait
 
 from daskdl.errors import NotEnoughWorkers, RankFailed, WorkerLost
 from daskdl.execution import rendezvous
@@ -223,9 +225,9 @@ def _assemble(client: Client, addresses: list[str], backend: str | None) -> Gang
     identity = uuid.uuid4().hex[:8]
     host = urlsplit(addresses[0]).hostname or "127.0.0.1"
     port = call_workers(client, _serve_store, identity, host, client.id, workers=addresses[:1]).get(addresses[0])
-    if isinstance(port, BaseException):
+    if isinstance(port, BaseException) and not isinstance(port, OSError):
         raise port
-    if port is None:
+    if not isinstance(port, int):  # it left, or is leaving
         raise _worker_lost(Gang(identity, tuple(addresses), "", 0), addresses[0])
     if backend is None:
         sees = call_workers(client, _sees_gpu, workers=addresses)
@@ -332,10 +334,7 @@ def _disband(client: Client, gang: Gang, futures: list[Future]) -> None:
     running = [f for f in futures if not f.done()]
     if running and alive:
         call_workers(client, _wake, gang.id, workers=alive)
-        reachable = [f for f, a in zip(futures, gang.workers, strict=True) if a in alive and not f.done()]
-        if reachable:
-            _wait(reachable, GRACE_SECONDS)
-        deaf = [a for f, a in zip(futures, gang.workers, strict=True) if a in alive and not f.done()]
+        deaf = _wait(client, running, [a for f, a in zip(futures, gang.workers, strict=True) if f in running])
         client.cancel(running, force=True)
         if deaf:  # in code that neither steps nor communicates: a thread cannot be ended but with its process
             call_workers(client, _end_process, workers=deaf)
@@ -349,12 +348,17 @@ def _end_process(dask_worker: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _wait(futures: list[Future], timeout: float) -> None:
-    try:
-        for _ in as_completed(futures, timeout=timeout, raise_errors=False):
-            pass
-    except TimeoutError:
-        pass
+def _wait(client: Client, futures: list[Future], workers: Sequence[str]) -> list[str]:
+    """Wait a while for ranks to leave; return the workers of those that have not, and are still there."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while True:
+        with suppress(TimeoutError, CancelledError):
+            wait(futures, timeout=0.2)
+        alive = workers_of(client)
+        left = [(f, a) for f, a in zip(futures, workers, strict=True) if a in alive and not f.done()]
+        if not left or time.monotonic() > deadline:
+            return [address for _, address in left]
+        futures, workers = [future for future, _ in left], [address for _, address in left]
 
 
 @dataclass

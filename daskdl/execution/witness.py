@@ -18,40 +18,51 @@ from daskdl.execution.obituary import trace_of
 
 EXITS = "daskdl-exits"  # the Dask event topic on which nannies tell how processes ended
 LOOK_SECONDS = 0.25  # between two looks at a process
-TRACE_BYTES = 20_000
+TRACE, TRACE_BYTES = "daskdl-trace", 20_000  # in the worker's folder, which its nanny removes
 
 
 class Witness(NannyPlugin):
     """Has a nanny tell the scheduler how its worker's process ended; runs in every nanny, daskdl's or not.
 
-    Dask's nanny has no public way to learn it, only a callback that it gives to each process it starts.
+    Dask's nanny has no public way to learn it. What is replaced here is the method of the one that holds the process,
+    which it calls at its end: after it the exit code, the process id and the worker's folder are gone.
     """
 
     name = "daskdl-witness"
     idempotent = True
 
     def setup(self, nanny: Any) -> None:
-        """Be told by the process that runs, and by all that follow."""
-        before, self.oom_kills = nanny._on_worker_exit_sync, oom_kills()
+        """Be told of the process that runs, and of all that follow."""
+        self.oom_kills, instantiate = oom_kills(), nanny.instantiate
 
-        def on_exit(exitcode: int) -> None:
+        async def instantiate_and_watch() -> Any:
+            status = await instantiate()
+            self._watch(nanny)
+            return status
+
+        nanny.instantiate = instantiate_and_watch
+        self._watch(nanny)
+
+    def _watch(self, nanny: Any) -> None:
+        held = nanny.process
+        if held is None or "mark_stopped" in vars(held):
+            return
+        mark_stopped = held.mark_stopped
+
+        def tell_and_mark() -> None:
             with suppress(Exception):  # a nanny that closes; whatever happens, it has to start its next process
-                self._tell(nanny, exitcode)
-            before(exitcode)
+                if held.process is not None and held.process.exitcode is not None:
+                    self._tell(nanny, held)
+            mark_stopped()
 
-        nanny._on_worker_exit_sync = on_exit
-        if nanny.process is not None:
-            nanny.process.on_exit = on_exit
+        held.mark_stopped = tell_and_mark
 
-    def _tell(self, nanny: Any, exitcode: int) -> None:
-        kills, self.oom_kills = oom_kills() - self.oom_kills, oom_kills()
-        path, text = trace_path(nanny.local_directory, nanny.worker_address), ""
-        with suppress(OSError):
-            with open(path, errors="replace") as file:
-                text = file.read(TRACE_BYTES)
-            os.unlink(path)
-        told = {"worker": nanny.worker_address, "exitcode": exitcode, "oom_kill": kills > 0, "trace": trace_of(text)}
-        nanny._ongoing_background_tasks.call_soon(_send, nanny, told)
+    def _tell(self, nanny: Any, held: Any) -> None:
+        kills, self.oom_kills, text = oom_kills() - self.oom_kills, oom_kills(), ""
+        with suppress(OSError, TypeError), open(os.path.join(held.worker_dir, TRACE), errors="replace") as file:
+            text = file.read(TRACE_BYTES)
+        about = {"exitcode": held.process.exitcode, "oom_kill": kills > 0, "trace": trace_of(text)}
+        nanny._ongoing_background_tasks.call_soon(_send, nanny, {"worker": held.worker_address, **about})
 
 
 async def _send(nanny: Any, told: dict[str, Any]) -> None:
@@ -88,18 +99,13 @@ def kill_worker(pid: int, dask_worker: Any) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def trace_path(folder: str, address: str) -> str:
-    """File for the last words of a worker, in the scratch folder that it shares with its nanny."""
-    return os.path.join(folder, f"daskdl-trace-{re.sub('[^0-9a-zA-Z]+', '-', address)}")
-
-
 @contextmanager
 def last_words(worker: Any) -> Iterator[None]:
     """Have a crash of this process in native code leave Python's stack to its nanny. Runs in a worker."""
     if worker.nanny is None or faulthandler.is_enabled():
         yield
         return
-    path = trace_path(os.path.dirname(worker.local_directory), worker.address)
+    path = os.path.join(worker.local_directory, TRACE)
     try:
         file = open(path, "w")  # noqa: SIM115 - closed below, when nothing writes to it any more
     except OSError:  # a full disk is no reason not to train

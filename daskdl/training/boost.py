@@ -147,7 +147,7 @@ class _Rounds:
         config, params, began = self.config, self.params, time.perf_counter()
         kept = self.commit.state.get("bins")
         train = _train_matrix(config, params, blocks, tuple(t.numpy() for t in kept) if kept else None)
-        self.cuts = _cuts(train)
+        self.cuts = cuts_of(train)
         if kept and not same_cuts(self.cuts, tuple(t.numpy() for t in kept)):
             self.log.event("warning", "rows were put into other bins than before: trees fit less well from here on", 0)
         watched = -(-config.n_rows // WATCHED_ROWS)  # the training curve is that of a regular sample
@@ -309,7 +309,8 @@ def _train_matrix(
     return _matrix(config, params, blocks, ref=ref)
 
 
-def _cuts(matrix: xgboost.QuantileDMatrix) -> Cuts:
+def cuts_of(matrix: xgboost.QuantileDMatrix) -> Cuts:
+    """Borders of the bins of a matrix."""
     indptr, values = matrix.get_quantile_cut()
     return indptr.astype(np.int64), values.astype(np.float32)
 

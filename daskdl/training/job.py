@@ -30,7 +30,7 @@ from daskdl.preflight.findings import worth_saying
 from daskdl.tracking.record import TOPIC
 from daskdl.tracking.run import Run
 from daskdl.training.checkpoints import Checkpoints
-from daskdl.training.commit import Commit, put_commit
+from daskdl.training.commit import Commit, forget_commit, put_commit
 from daskdl.training.gangs import Answer, Gangs
 from daskdl.training.resuming import Resumed, checkpoints_of
 
@@ -181,6 +181,7 @@ class Job:
                 stack.enter_context(shards)
             if self.client is None:
                 readers = (shards.readers([])[0] for shards in self._shards)
+                stack.callback(forget_commit, run.id)
                 answer = rank_main(loop, feed, args, run.receive, 0, commit, *readers)
             else:
                 gangs = Gangs(self.client, run, self.workers, self.num_workers, self.most, folder)

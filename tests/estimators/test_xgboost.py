@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ from distributed import Client
 from sklearn.metrics import roc_auc_score
 
 import daskdl
-from daskdl.estimators.xgboost import balanced
+from daskdl.errors import DataError
 
 FEATURES = ["a", "b", "flag", "city"]
 
@@ -89,17 +91,23 @@ def test_classes_regression_and_memory(planted: pd.DataFrame, tmp_path: object) 
     assert np.array_equal(loaded.predict(planted[FEATURES]), reg.predict(planted[FEATURES]))
 
 
-@pytest.mark.parametrize(
-    "counts, homes, n_ranks, owners",
-    [
-        ([10, 10, 10, 10], [0, 0, 1, 1], 2, [0, 0, 1, 1]),  # nothing moves when it lies even
-        ([10, 10, 10, 10], [0, 0, 0, 0], 2, [0, 0, 1, 1]),  # all on one worker: half of it moves
-        ([100, 1, 1], [0, 0, 0], 2, [0, 1, 1]),
-        ([100, 100, 3], [0, 1, 1], 3, [0, 1, 2]),  # no rank goes without
-        ([5], [None], 1, [0]),
-    ],
-)
-def test_pieces_stay_where_they_are_unless_that_is_uneven(
-    counts: list[int], homes: list[int | None], n_ranks: int, owners: list[int]
-) -> None:
-    assert balanced(counts, homes, n_ranks) == owners
+def test_a_span_of_workers_takes_those_there_are(client: Client, planted: pd.DataFrame, tmp_path: Path) -> None:
+    frame = dd.from_pandas(planted[["a", "late"]], npartitions=2)
+    options = {"n_estimators": 2, "verbose": 0}
+    clf = daskdl.XGBClassifier(num_workers=(1, 3), checkpoints=str(tmp_path), **options).fit(frame, "late")
+    assert clf.run_.record.num_workers == 2
+    assert daskdl.load_checkpoint(f"{tmp_path}/{clf.run_.id}")["step"] == 2
+    with pytest.raises(DataError, match="ranks need a partition with rows each, and the data has 1"):
+        daskdl.XGBClassifier(num_workers=2, **options).fit(frame.repartition(npartitions=1), "late")
+
+
+def test_fewer_validation_partitions_than_ranks(client: Client, planted: pd.DataFrame) -> None:
+    clf = daskdl.XGBClassifier(n_estimators=3, verbose=0).fit(
+        dd.from_pandas(planted[["a", "late"]], npartitions=4),
+        "late",
+        validation_data=(dd.from_pandas(planted[["a", "late"]], npartitions=1), "late"),
+    )
+    metrics = clf.run_.metrics
+    assert metrics.val_loss.tolist() == pytest.approx(metrics.train_loss.tolist(), rel=1e-5)
+    exact = roc_auc_score(planted.late, clf.predict_proba(planted[["a"]])[:, 1])
+    assert metrics.val_auc.iloc[-1] == pytest.approx(exact, abs=1e-3)
