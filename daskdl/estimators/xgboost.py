@@ -18,6 +18,7 @@ from daskdl.execution import spmd
 from daskdl.preflight.facts import facts_of_rows
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.commit import Commit, forget_commit
+from daskdl.training.following import in_background
 from daskdl.training.gangs import Gangs
 from daskdl.training.job import NumWorkers, current_client, ranks_for, rules_of, started
 from daskdl.training.resuming import Resumed, checkpoints_of, remember_call, workers_for
@@ -136,7 +137,7 @@ reg_alpha, max_bin
         self.name = name
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, *, validation_data: tuple[Any, Any] | None = None) -> Self:
+    def fit(self, X: Any, y: Any, *, validation_data: tuple[Any, Any] | None = None, background: bool = False) -> Self:
         """Train. Blocks until it is done; the rows stay on the workers.
 
         Parameters
@@ -146,6 +147,10 @@ reg_alpha, max_bin
             Labels, or the name of their column in ``X``.
         validation_data : tuple, optional
             ``(X, y)``, evaluated after every round.
+        background : bool
+            Train in a process of its own, which the end of this notebook does not end, and return when the run has
+            begun: ``run_`` follows it, as ``daskdl.attach(run_.id)`` does from any notebook. The trained estimator is
+            saved in the run's folder: ``daskdl.load(f"{run_.folder}/model")``.
 
         Returns
         -------
@@ -161,6 +166,9 @@ reg_alpha, max_bin
             The cell was interrupted: the ranks stopped after their round, and ``model_`` holds the rounds until then.
             A second interrupt does not wait for it.
         """
+        if background:
+            self.run_ = in_background(current_client(), fit_again, None, self._unfitted(), X, y, validation_data)
+            return self
         return self._fit(None, X, y, validation_data)
 
     def _fit(self, resumed: Resumed | None, X: Any, y: Any, validation_data: tuple[Any, Any] | None) -> Self:

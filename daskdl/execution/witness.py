@@ -18,7 +18,7 @@ from daskdl.execution.obituary import trace_of
 
 EXITS = "daskdl-exits"  # the Dask event topic on which nannies tell how processes ended
 LOOK_SECONDS = 0.25  # between two looks at a process
-TRACE, TRACE_BYTES = "daskdl-trace", 20_000  # in the worker's folder, which its nanny removes
+TRACE, TRACE_BYTES = "daskdl-trace", 1 << 20  # in the worker's folder, which its nanny removes
 
 
 class Witness(NannyPlugin):

@@ -139,7 +139,8 @@ class Context:
         """
         for name, thing in stateful.items():
             if name in self._resume:
-                thing.load_state_dict(self._resume.pop(name))
+                # a copy: optimizers go on with the very tensors, and the commit may be needed again
+                thing.load_state_dict(to_cpu(self._resume.pop(name)))
         self._kept.update(stateful)
 
     # -- data -------------------------------------------------------------------------------------------------
