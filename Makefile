@@ -15,9 +15,10 @@ ACCELERATOR := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/n
 CONSTRAINTS := $(if $(filter cpu,$(ACCELERATOR)),-c constraints.txt)
 TORCH := $(if $(filter cpu,$(ACCELERATOR)),torch==2.13.0,torch)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+CHAOS_RUNS ?= 300
 CODE := daskdl tests benchmarks docs notebooks
 
-.PHONY: help demo lab test lint types unit notebooks browser-deps peers bench screenshots format clean
+.PHONY: help demo lab test lint types unit notebooks browser-deps peers bench chaos screenshots format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +47,9 @@ notebooks: $(VENV)/.stamp-dev  ## run every notebook
 
 bench: $(VENV)/.stamp-dev  ## run the benchmarks
 	for script in $(filter-out benchmarks/harness.py benchmarks/loading.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+chaos: $(VENV)/.stamp-dev  ## disturb trainings at random, CHAOS_RUNS times, and write docs/chaos.md
+	$(BIN)/python -m tests.chaos.run --runs $(CHAOS_RUNS) --table docs/chaos.md
 
 screenshots: $(VENV)/.stamp-dev browser-deps  ## take the picture of the README
 	$(BIN)/python docs/screenshot.py

@@ -27,7 +27,7 @@ class ForkingNanny(Nanny):
 
     async def start_unsafe(self) -> Any:
         """Start the worker; runs in the client's process."""
-        _method.hold(self)
+        _settings.hold(self)
         return await super().start_unsafe()
 
     async def close(self, *args: Any, **kwargs: Any) -> Any:
@@ -35,11 +35,19 @@ class ForkingNanny(Nanny):
         try:
             return await super().close(*args, **kwargs)
         finally:
-            _method.release(self)
+            _settings.release(self)
 
 
-class _ProcessMethod:
-    """Dask's setting of how worker processes are made, held at ``forkserver`` by any number of nannies."""
+SETTINGS = {
+    "distributed.worker.multiprocessing-method": "forkserver",
+    # So long after a worker was lost, Dask's cluster closes its nanny if it has no worker at that very moment. One
+    # that was lost again just then would never be back; these nannies start theirs again by themselves.
+    "distributed.deploy.lost-worker-timeout": "1000 days",
+}
+
+
+class _Settings:
+    """Dask's settings of how worker processes are made, held by any number of nannies."""
 
     def __init__(self) -> None:
         self._holders: set[ForkingNanny] = set()
@@ -47,7 +55,7 @@ class _ProcessMethod:
 
     def hold(self, nanny: ForkingNanny) -> None:
         if not self._holders:
-            self._setting.enter_context(dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}))
+            self._setting.enter_context(dask.config.set(SETTINGS))
             get_mp_context()  # chooses a list of modules of its own, once
             forkserver.preload()
         self._holders.add(nanny)
@@ -58,4 +66,4 @@ class _ProcessMethod:
             self._setting.close()
 
 
-_method = _ProcessMethod()
+_settings = _Settings()

@@ -338,6 +338,8 @@ def _disband(client: Client, gang: Gang, futures: list[Future]) -> None:
         client.cancel(running, force=True)
         if deaf:  # in code that neither steps nor communicates: a thread cannot be ended but with its process
             call_workers(client, _end_process, workers=deaf)
+    elif running:  # nobody is left, and no other worker may run them
+        client.cancel(running, force=True)
     if alive:
         call_workers(client, _close_store, gang.id, workers=alive)
 

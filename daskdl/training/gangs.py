@@ -162,7 +162,7 @@ class Gangs:
         gone = [worker for worker in self.workers if worker not in alive] or [getattr(lost, "worker", "")]
         ranks, before = list(self.workers), len(self.workers)
         survivors = [worker for worker in self.workers if worker in alive]  # all, if one is back already
-        steps = call_workers(self.client, commit_step, self.run.id, workers=survivors)
+        steps = _numbers(call_workers(self.client, commit_step, self.run.id, workers=survivors))
         holder = max(steps, key=lambda worker: steps[worker], default=None)
         commit: Any = None
         if holder is not None and steps[holder]:
@@ -196,7 +196,7 @@ class Gangs:
         def say() -> None:
             with suppress(OSError, RuntimeError):  # the scheduler goes, or the run has ended
                 survivors = [worker for worker in ranks if worker not in gone]
-                begun = call_workers(self.client, spmd.steps_begun, workers=survivors)
+                begun = _numbers(call_workers(self.client, spmd.steps_begun, workers=survivors))
                 reached = max(step, self.run.record.step if not begun else began + max(0, *begun.values()) - 1)
                 for death in deaths_of(self.client, gone):
                     text = report(death, ranks.index(death.address), len(ranks), reached, step)
@@ -301,6 +301,11 @@ def _warm() -> None:
     """Load in a worker what ranks use; workers that were forked warm have it."""
     for name in ("torch.nn.parallel.distributed", "torch._dynamo", "daskdl.training.job", "daskdl.training.boost"):
         importlib.import_module(name)
+
+
+def _numbers(answers: dict[str, Any]) -> dict[str, int]:
+    """Leave out what is an error, as of a worker that died while it was asked."""
+    return {worker: answer for worker, answer in answers.items() if isinstance(answer, int)}
 
 
 def _forget(run: str) -> None:
