@@ -19,6 +19,7 @@ from distributed import futures_of
 
 from daskdl.data.frame import is_lazy
 from daskdl.errors import DataError
+from daskdl.tracking.folder import is_remote
 from daskdl.tracking.run import Run, load_run
 from daskdl.training.checkpoints import CheckpointFolder, Checkpoints
 from daskdl.training.commit import Commit
@@ -110,6 +111,8 @@ def remember_call(run: Run, rules: Checkpoints, fingerprint: str, function: Call
             data = file.getvalue()
             with run.open(CALL_FILE, "wb") as out:
                 out.write(_sign(data, _key()) + data)
+            if not is_remote(run.folder):
+                os.chmod(f"{run.folder}/{CALL_FILE}", 0o600)  # it has what was given, passwords of storages included
         except OverflowError:
             why = f"the data given is larger than {MAX_CALL_BYTES >> 20} MiB"
         except (OSError, TypeError, AttributeError, pickle.PicklingError) as error:
