@@ -23,6 +23,7 @@ import pandas as pd
 from distributed import Client
 
 import daskdl
+from daskdl.errors import NotEnoughWorkers
 from daskdl.tracking.run import Run, set_root
 
 from .leftovers import Leftovers
@@ -199,7 +200,12 @@ class Arena:
         def train() -> None:
             time.sleep(0.3)
             try:
-                self._check(calm, self._train(calm, folder, "beside"), whole, outcome)
+                found = None
+                while found is None:
+                    self._wait_for_workers()
+                    with contextlib.suppress(NotEnoughWorkers):  # one was lost just then, and it is said at once
+                        found = self._train(calm, folder, "beside")
+                self._check(calm, found, whole, outcome)
             except Exception as error:
                 told = "".join(traceback.format_exception(error)).strip()
                 outcome.problems.append(f"the run beside it: {told}")
