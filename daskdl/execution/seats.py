@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
 from distributed import Client, MultiLock
 
 SAY_SECONDS = 1.0  # of waiting, before it is said what for
+TRY_SECONDS = 0.1
+QUEUE = "daskdl-queue"  # the lock that is held by the run whose turn it is to wait for workers
 SEPARATOR = "|"
 
 
 class Seats:
     """Locks on workers, one per address, held by a run. Leaving it as a context gives all of them back.
 
-    The locks are Dask's ``MultiLock``. All that a run needs to begin is asked for at once and in the order of asking,
-    and more are only taken if they are free, so no two runs ever wait for each other.
+    The locks are Dask's ``MultiLock``. Nobody holds a worker while waiting for another: a run that begins takes all it
+    needs at once, or none, and those that have to wait do so in the order of asking. One that runs already takes more
+    only if they are free. So no two runs ever wait for each other.
 
     Parameters
     ----------
@@ -43,15 +48,37 @@ class Seats:
 
     def take(self, addresses: Sequence[str], say: Callable[[str], None] | None = None) -> None:
         """Wait until all of them are free and hold them; after a second ``say`` what is waited for."""
-        lock = self._lock(addresses)
-        if not lock.acquire(timeout=SAY_SECONDS if say else None):
-            held = {a: owner for a, owner in holders(self.client).items() if a in addresses}
-            if say is not None:
-                who = ", ".join(sorted(set(held.values()))) or "another run"
-                say(f"waiting for {len(held)} of {len(addresses)} workers, held by {who}")
-            lock = self._lock(addresses)
+        if self._try(addresses):
+            return
+        asked, said = time.monotonic(), False
+        with self._turn():
+            while not self._try(addresses):
+                if say is not None and not said and time.monotonic() - asked > SAY_SECONDS:
+                    held = {a: owner for a, owner in holders(self.client).items() if a in addresses}
+                    who = ", ".join(sorted(set(held.values()))) or "another run"
+                    say(f"waiting for {len(held)} of {len(addresses)} workers, held by {who}")
+                    said = True
+                time.sleep(TRY_SECONDS)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for one's turn among those that wait; an interrupt gives it up."""
+        lock = self._lock([QUEUE])
+        try:
             lock.acquire()
-        self._locks.append(lock)
+            yield
+        finally:
+            if self.client.status == "running":
+                with suppress(KeyError):  # interrupted before it was asked for
+                    self.client.sync(self.client.scheduler.multi_lock_release, id=lock.id)
+
+    def _try(self, addresses: Sequence[str]) -> bool:
+        """Hold all of them if all are free."""
+        lock = self._lock(addresses)
+        got = bool(lock.acquire(blocking=False))
+        if got:
+            self._locks.append(lock)
+        return got
 
     def take_free(self, addresses: Sequence[str], most: int) -> list[str]:
         """Hold up to ``most`` of them without waiting; return those."""
@@ -59,9 +86,7 @@ class Seats:
         for address in addresses:
             if len(got) == most:
                 break
-            lock = self._lock([address])
-            if lock.acquire(blocking=False):
-                self._locks.append(lock)
+            if self._try([address]):
                 got.append(address)
         return got
 
@@ -79,7 +104,7 @@ def holders(client: Client) -> dict[str, str]:
 
 def _holders(dask_scheduler: Any) -> dict[str, str]:
     locks = dask_scheduler.extensions["multi_locks"].locks
-    return {str(name): str(users[0]).split(SEPARATOR)[0] for name, users in locks.items() if users}
+    return {str(name): str(users[0]).split(SEPARATOR)[0] for name, users in locks.items() if users and name != QUEUE}
 
 
 def seats_of_client(dask_scheduler: Any, client: str) -> list[str]:

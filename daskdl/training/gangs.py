@@ -256,7 +256,8 @@ class Gangs:
     def _regroup(self) -> Any:
         """Take in those who joined; the commit is that of the step at which all ranks stopped."""
         before, holder = len(self.workers), self.workers[0]
-        step = self._began = call_workers(self.client, commit_step, self.run.id, workers=[holder]).get(holder, 0)
+        step = _numbers(call_workers(self.client, commit_step, self.run.id, workers=[holder])).get(holder, 0)
+        self._began = step
         self.workers = sorted([*self.workers, *self._take_newcomers()])
         if len(self.workers) > before:
             self.run.event("resize", f"{len(self.workers)} ranks instead of {before} from step {step} on", step)

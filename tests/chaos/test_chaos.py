@@ -22,6 +22,7 @@ SLICE = [
 ]
 
 FOUND: list[tuple[str, int]] = [
+    ("a second run beside it, and kill", 34),  # one that waited held the worker that the other wanted back
     ("kill several at once", 19),  # with all workers of a gang, its tasks stayed with the scheduler
     ("kill the same rank again", 6),  # two losses after one commit: the optimizer had gone on with the commit's tensors
     ("kill in a step", 0),  # a rank that had ended before it was woken left its gang's name in its worker
