@@ -158,4 +158,7 @@ def _bar(record: RunRecord) -> RenderableType:
     cells.append(Text(state if running else f"{state} in {summary.duration(summary.seconds_of(record))}"))
     line = Table.grid(padding=(0, 2))
     line.add_row(*cells)
-    return Group(line, Text(record.error, style="red")) if record.error else line
+    below = [Text(text, style="dim") for _, text in summary.news(record, 2)]
+    if record.error:
+        below.append(Text(record.error, style="red"))
+    return Group(line, *below) if below else line

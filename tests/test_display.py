@@ -1,3 +1,4 @@
+import io
 import os
 import pty
 import re
@@ -6,8 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
-from daskdl.display import live
+from daskdl.display import _bar, live
+from daskdl.tracking import summary
+from daskdl.tracking.card import html_card
 from daskdl.tracking.run import Run
 
 SCRIPT = """
@@ -165,3 +169,18 @@ def test_notebook_is_silent_if_asked(outputs):
 
 def test_notebook_moves_while_the_cell_blocks(outputs):
     assert int(outputs[5][0].text) >= 2
+
+
+def test_card_and_bar_tell_what_happened_on_the_way(run):
+    run.event("worker_lost", "tcp://<a> left the cluster.", step=1_500)
+    run.event("cause", "rank 1 was killed by signal 9", step=1_500)
+    run.event("note", "nobody asked")
+    assert summary.news(run.record) == [
+        ("worker_lost", "step 1,500: tcp://<a> left the cluster."),
+        ("cause", "step 1,500: rank 1 was killed by signal 9"),
+    ]
+    card = html_card(run.record)
+    assert "tcp://&lt;a&gt; left" in card and "signal 9" in card and "nobody asked" not in card
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(_bar(run.record))
+    assert "signal 9" in console.export_text()

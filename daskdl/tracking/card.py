@@ -19,7 +19,7 @@ def html_card(record: RunRecord, folder: str = "") -> str:
         'border:1px solid color-mix(in srgb,currentColor 22%,transparent);border-radius:6px;padding:.6em .9em">'
         f"{_head(record)}{_bar(record)}{_error(record)}"
         f'<div style="display:flex;flex-wrap:wrap;gap:0 1.6em;align-items:center">{loss_svg(record)}{_facts(record)}'
-        f"</div>{_params(record)}{_foot(record, folder)}</div>"
+        f"</div>{_news(record)}{_params(record)}{_foot(record, folder)}</div>"
     )
 
 
@@ -87,6 +87,17 @@ def _error(record: RunRecord) -> str:
     color = STATE_COLORS.get(record.state, STATE_COLORS["failed"])
     style = f"white-space:pre-wrap;border-left:3px solid {color};padding-left:.7em;margin:.4em 0;max-height:12em"
     return f'<div style="{style};overflow:auto">{escape(record.error)}</div>'
+
+
+def _news(record: RunRecord) -> str:
+    """What happened on the way: workers lost, why, resized."""
+    color = STATE_COLORS["failed"]
+    lines = [
+        f'<div style="padding-left:.7em;border-left:3px solid {color if kind == "worker_lost" else "transparent"}">'
+        f"{escape(text)}</div>"
+        for kind, text in summary.news(record)
+    ]
+    return f'<div style="margin:.3em 0;font-size:12px">{"".join(lines)}</div>' if lines else ""
 
 
 def _facts(record: RunRecord) -> str:

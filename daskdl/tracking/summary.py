@@ -9,6 +9,7 @@ import time
 from daskdl.tracking.record import RunRecord
 
 _LOWER_IS_BETTER = {"loss", "logloss", "error", "merror", "rmse", "rmsle", "mae", "mape", "mse", "mphe"}
+_NEWS = {"worker_lost", "cause", "resize", "waiting", "resumed", "early_stop", "warning"}
 NONE = "-"  # what a table shows where there is no number
 _SPEED = re.compile(r"_per_(s|second)$")
 
@@ -31,6 +32,13 @@ def loss_names(record: RunRecord) -> list[str]:
 def score_names(record: RunRecord) -> list[str]:
     """Return the curves that are neither loss nor speed, such as ``val_auc``."""
     return [name for name in record.curves if not lower_is_better(name) and not is_speed(name)]
+
+
+def news(record: RunRecord, n: int = 4) -> list[tuple[str, str]]:
+    """Return kind and text, with its step, of the last events that whoever watches wants to know of."""
+    found = [event for event in record.events if event["event"] in _NEWS][-n:]
+    places = [f"step {event['step']:,}: " if event["step"] is not None else "" for event in found]
+    return [(event["event"], place + event["text"]) for event, place in zip(found, places, strict=True)]
 
 
 def headline(record: RunRecord) -> str | None:
