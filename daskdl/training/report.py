@@ -16,6 +16,7 @@ from daskdl.data.batches import Batch
 from daskdl.execution.rendezvous import control_group
 from daskdl.training.commit import Use
 
+EXPLODED = 1_000  # times the first loss
 SEND_SECONDS = 0.2  # between two messages of rank 0
 
 Send = Callable[[dict[str, Any]], None]
@@ -61,6 +62,7 @@ class Report:
         self.steps_per_epoch, self.uses = steps_per_epoch, dict(uses)
         self.latest: dict[str, float] = {}
         self.sent = 0
+        self._first_loss: float | None = None  # 0 once it was warned of
         self._now: dict[str, torch.Tensor] = {}
         self._steps: list[Step] = []
         self._points: list[list[Any]] = []
@@ -142,6 +144,18 @@ class Report:
             first, rows, digest = begin, before + rows, (sum_before + digest) & MASK
         self.uses[first] = (first, stop, rows, digest)
 
+    def _warn_of_explosion(self, step: int, losses: list[float]) -> None:
+        """Say once that the loss is far above what it began with. It may be a batch of outliers, so it is no error."""
+        mean = sum(losses) / len(losses) if losses else math.nan
+        if self._first_loss is None and losses:
+            self._first_loss = abs(mean)
+        elif self._first_loss and EXPLODED * self._first_loss < mean < math.inf:
+            text = f"train_loss is {mean:.3g}, {mean / self._first_loss:,.0f} times what it began with: it may be diverging"
+            self.message(
+                "event", event="warning", text=f"{text}. Try a lower learning rate or clipped gradients.", step=step
+            )
+            self._first_loss = 0.0
+
     def _means(self, steps: list[Step], names: list[str]) -> tuple[int, float] | None:
         """Note the mean of each value over the rows of all ranks, step by step: one all-reduce for all steps."""
         if not names:
@@ -155,5 +169,6 @@ class Report:
         lines = [dict(zip(names, line, strict=True)) for line in means]
         self._points += [[one.step + 1, line] for one, line in zip(steps, lines, strict=True)]
         self.latest |= lines[-1]
+        self._warn_of_explosion(steps[-1].step, [line["train_loss"] for line in lines if "train_loss" in line])
         losses = ((one.step, line.get("train_loss", 0.0)) for one, line in zip(steps, lines, strict=True))
         return next(((step, loss) for step, loss in losses if not math.isfinite(loss)), None)

@@ -99,3 +99,15 @@ def test_a_loss_that_becomes_infinite_leaves_a_checkpoint(three: Client, rows: A
         classifier.fit(X, y)
     assert all(bool(p.isfinite().all()) for p in classifier.model_.parameters())
     fit_again(rows)
+
+
+def explodes(context: daskdl.Context) -> None:
+    for batch in context.batches:
+        context.report(loss=1.5 ** min(batch.step, 60))
+
+
+def test_an_exploding_loss_is_warned_of_once(three: Client, rows: Any) -> None:
+    three.wait_for_workers(3)
+    run = daskdl.train(explodes, rows, batch_size=60, epochs=2, verbose=0).run
+    (warning,) = run.events.query("event == 'warning'").text
+    assert warning.startswith("train_loss is 1") and "times what it began with" in warning
