@@ -16,8 +16,9 @@ from daskdl.tracking.run import set_root
 
 
 @pytest.fixture(autouse=True)
-def runs_root(tmp_path: Path) -> Path:
-    """Keep the runs of a test in its own folder."""
+def runs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the runs of a test in its own folder, and what is to be resumed in another."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     set_root(str(tmp_path / "runs"))
     return tmp_path / "runs"
 

@@ -150,10 +150,9 @@ class Report:
         if self._first_loss is None and losses:
             self._first_loss = abs(mean)
         elif self._first_loss and EXPLODED * self._first_loss < mean < math.inf:
-            text = f"train_loss is {mean:.3g}, {mean / self._first_loss:,.0f} times what it began with: it may be diverging"
-            self.message(
-                "event", event="warning", text=f"{text}. Try a lower learning rate or clipped gradients.", step=step
-            )
+            text = f"train_loss is {mean:.3g}, {mean / self._first_loss:,.0f} times what it began with: it may be "
+            text += "diverging. Try a lower learning rate or clipped gradients."
+            self.message("event", event="warning", text=text, step=step)
             self._first_loss = 0.0
 
     def _means(self, steps: list[Step], names: list[str]) -> tuple[int, float] | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import io
 import os
 import pickle
-import secrets
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,13 @@ from distributed import futures_of
 
 from daskdl.data.frame import is_lazy
 from daskdl.errors import DataError
-from daskdl.tracking.folder import is_remote
 from daskdl.tracking.run import Run, load_run
 from daskdl.training.checkpoints import CheckpointFolder, Checkpoints
 from daskdl.training.commit import Commit
 from daskdl.training.gangs import reachable
 
-CALL_FILE = "call.bin"  # in the run's folder: signature, then what was called
 MAX_CALL_BYTES = 64 << 20
-SIGNATURE_BYTES = hashlib.sha256().digest_size
+MAX_CALLS_BYTES = 1 << 30  # of all runs; the oldest go
 
 
 @dataclass(frozen=True)
@@ -95,30 +91,71 @@ class _Bounded(io.BytesIO):
 
 
 def remember_call(run: Run, rules: Checkpoints, fingerprint: str, function: Callable[..., Any], *args: Any) -> None:
-    """Write down what a run is doing, so that ``resume`` can do it again: signed, for nobody else to be believed.
+    """Write down what a run is doing, so that ``resume`` can do it again: in the user's home, not beside the run.
 
+    It holds what was given, passwords of storages included, and whoever can write it can have anything done.
     ``function(resumed, *args)`` is what will be called. What cannot be kept is said in the run's events.
     """
     why = None
-    if any(
-        is_lazy(thing) and futures_of(thing) for arg in args for thing in (arg if isinstance(arg, tuple) else [arg])
-    ):
+    things = [thing for arg in args for thing in (arg if isinstance(arg, tuple) else [arg])]
+    if any(is_lazy(thing) and futures_of(thing) for thing in things):
         why = "the frame is persisted, and what lies in the memory of workers goes with them"
     else:
         file = _Bounded()
         try:
             cloudpickle.dump((rules, fingerprint, function, args), file)
-            data = file.getvalue()
-            with run.open(CALL_FILE, "wb") as out:
-                out.write(_sign(data, _key()) + data)
-            if not is_remote(run.folder):
-                os.chmod(f"{run.folder}/{CALL_FILE}", 0o600)  # it has what was given, passwords of storages included
+            _write_call(run.id, file.getbuffer())
         except OverflowError:
             why = f"the data given is larger than {MAX_CALL_BYTES >> 20} MiB"
         except (OSError, TypeError, AttributeError, pickle.PicklingError) as error:
             why = f"{type(error).__name__}: {error}"
     if why:
         run.event("note", f"this run cannot be resumed in another session: {why}. Read the data from files, lazily.")
+
+
+def _calls() -> Path:
+    """Folder of what was called, this user's only."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "daskdl" / "calls"
+
+
+def _write_call(run_id: str, data: memoryview) -> None:
+    folder = _calls()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(os.open(folder / run_id, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+    room = MAX_CALLS_BYTES
+    for path in sorted(folder.iterdir(), key=lambda path: path.name, reverse=True):  # names begin with the time
+        with suppress(FileNotFoundError):  # another process makes room too
+            room -= path.stat().st_size
+            if room < 0:
+                path.unlink()
+
+
+def _read_call(run: Run) -> Any:
+    """Read what a run was doing.
+
+    Raises
+    ------
+    ValueError
+        It is not known.
+    PermissionError
+        Others than this user could have written it; it is not even read.
+    """
+    path = _calls() / run.id
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        said = run.events[run.events.text.str.contains("cannot be resumed", regex=False)].text.tolist()
+        raise ValueError(
+            f"run {run.id} cannot be resumed: {said[0] if said else f'what it was doing is not in {path.parent}.'} Its "
+            f"checkpoints, if there are any, are in {run.folder}/checkpoints: see daskdl.load_checkpoint."
+        ) from None
+    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise PermissionError(
+            f"{path} can be written by others than you, so it is not read: it could run anything. Call fit or train "
+            "again yourself."
+        )
+    return pickle.loads(path.read_bytes())
 
 
 def resume(run_id: str, root: str | os.PathLike[str] | None = None) -> Any:
@@ -146,54 +183,16 @@ def resume(run_id: str, root: str | os.PathLike[str] | None = None) -> Any:
     DataError
         The data has changed since.
     PermissionError
-        What is to be done was not written down by this user; it is not even read.
+        What is to be done could have been written down by others; it is not even read.
 
     Examples
     --------
     >>> classifier = daskdl.resume("20261121-093012-brave-finch")  # doctest: +SKIP
     """
     run = load_run(run_id, root)
-    try:
-        with run.open(CALL_FILE) as file:
-            signature, data = file.read(SIGNATURE_BYTES), file.read()
-    except FileNotFoundError:
-        said = run.events[run.events.text.str.contains("cannot be resumed", regex=False)].text.tolist()
-        raise ValueError(
-            f"run {run_id} cannot be resumed: {said[0] if said else 'it did not write down what it was doing.'} Its "
-            f"checkpoints, if there are any, are in {run.folder}/checkpoints: see daskdl.load_checkpoint."
-        ) from None
-    if not hmac.compare_digest(signature, _sign(data, _key())):
-        raise PermissionError(
-            f"{run.folder}/{CALL_FILE} was not written by this user on this machine (its signature is another), so it "
-            "is not read: it could run anything. Call fit or train again yourself."
-        )
-    rules, fingerprint, function, args = pickle.loads(data)
+    rules, fingerprint, function, args = _read_call(run)
     folder, _ = checkpoints_of(run, rules, [])
     commit = folder.newest() if folder is not None else None
     if commit is None:
         warnings.warn(f"run {run_id} left no checkpoint: it begins again at step 0", stacklevel=2)
     return function(Resumed(run, commit or Commit(), fingerprint), *args)
-
-
-def _sign(data: bytes, key: bytes) -> bytes:
-    return hmac.digest(key, data, "sha256")
-
-
-def _key() -> bytes:
-    """Secret of this user, made when it is first needed."""
-    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "daskdl"
-    path = folder / "key"
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        made = folder / f"key-{secrets.token_hex(8)}"
-        with open(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(32))
-        try:
-            os.link(made, path)  # fails where another process has been quicker, and its key is the one
-        except FileExistsError:
-            pass
-        finally:
-            made.unlink()
-        return path.read_bytes()

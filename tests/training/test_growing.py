@@ -218,11 +218,12 @@ if __name__ == "__main__":
         os.killpg(session.pid, signal.SIGKILL)
         session.wait()
     (folder,) = tmp_path.glob("runs/2*")
-    call = (folder / "call.bin").read_bytes()
-    (folder / "call.bin").write_bytes(call[:40] + bytes([call[40] ^ 1]) + call[41:])
-    with pytest.raises(PermissionError, match="was not written by this user"):
+    call = tmp_path / "state" / "daskdl" / "calls" / folder.name
+    assert call.stat().st_mode & 0o077 == 0
+    call.chmod(0o622)
+    with pytest.raises(PermissionError, match="can be written by others than you"):
         daskdl.resume(folder.name, root=tmp_path / "runs")
-    (folder / "call.bin").write_bytes(call)
+    call.chmod(0o600)
     with daskdl.connect("cpu", n_workers=1, dashboard_address="127.0.0.1:0") as client, client.as_current():
         ((step, steps),) = [(commit.step, 1000 * 94) for commit in [CheckpointFolder(f"{folder}/checkpoints").newest()]]
         assert 0 < step < steps
