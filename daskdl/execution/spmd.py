@@ -180,34 +180,48 @@ def run(
         if not held:
             seats.take(addresses)
         _check_alive(client, addresses)
-        gang = _assemble(client, addresses, backend)
-        losses = Losses(client, addresses)
-        futures = [
-            client.submit(
-                _rank_main,
-                gang,
-                rank,
-                function,
-                args,
-                extra[rank],
-                key=f"{getattr(function, '__name__', 'rank')}-{gang.id}-{rank}",
-                workers=[address],
-                allow_other_workers=False,
-                pure=False,
-                retries=0,
-                priority=100,
-            )
-            for rank, address in enumerate(addresses)
-        ]
         try:
-            with losses:
-                return _gather(futures, gang, losses, watch, interrupted)
+            gang = _assemble(client, addresses, backend)
+            return _launched(client, gang, function, args, extra, watch, interrupted)
         except WorkerLost as lost:
             if held:  # the caller may go on without it, and must not wait to be told why
                 raise
             raise explained(client, lost) from None
-        finally:
-            _disband(client, gang, futures)
+
+
+def _launched(
+    client: Client,
+    gang: Gang,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    extra: list[tuple[Any, ...]],
+    watch: Callable[[], None] | None,
+    interrupted: Callable[[], bool] | None,
+) -> list[Any]:
+    """Start all ranks and wait for what they return; leaves nothing behind."""
+    losses = Losses(client, list(gang.workers))
+    futures = [
+        client.submit(
+            _rank_main,
+            gang,
+            rank,
+            function,
+            args,
+            extra[rank],
+            key=f"{getattr(function, '__name__', 'rank')}-{gang.id}-{rank}",
+            workers=[address],
+            allow_other_workers=False,
+            pure=False,
+            retries=0,
+            priority=100,
+        )
+        for rank, address in enumerate(gang.workers)
+    ]
+    try:
+        with losses:
+            return _gather(futures, gang, losses, watch, interrupted)
+    finally:
+        _disband(client, gang, futures)
 
 
 def _check_alive(client: Client, addresses: list[str]) -> None:
