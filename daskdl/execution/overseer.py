@@ -22,6 +22,7 @@ from tornado.ioloop import PeriodicCallback
 
 from daskdl.errors import WorkerLost
 from daskdl.execution.obituary import BLOCKED, STOPPED, UNREACHABLE, Death, told
+from daskdl.execution.ranks import end_gangs, gangs_of, stop_gangs
 from daskdl.execution.seats import SEPARATOR, seats_of_client
 from daskdl.execution.witness import EXITS, Witness, kill_worker, look_at_worker
 from daskdl.execution.words import STOP, put_word
@@ -264,8 +265,6 @@ class Overseer(SchedulerPlugin):
 
     async def _clear_up(self, client: str) -> None:
         """Have the ranks of a client commit and stop, and give its workers back."""
-        from daskdl.execution.spmd import end_gangs, gangs_of, stop_gangs  # which imports this module
-
         await asyncio.sleep(RETURN_SECONDS)
         if client in self.scheduler.clients:
             return
@@ -273,9 +272,9 @@ class Overseer(SchedulerPlugin):
         for run in runs:
             await self._ask_all(workers, put_word, run, STOP)
         if runs:
-            await self._until_idle(workers, gangs_of, client, OBEY_SECONDS)
+            await self._until_idle(workers, client, OBEY_SECONDS)
         await self._ask_all(workers, stop_gangs, client)
-        await self._until_idle(workers, gangs_of, client, WAKE_SECONDS)
+        await self._until_idle(workers, client, WAKE_SECONDS)
         await self._ask_all(workers, end_gangs, client)
         for run, farewell in runs.items():
             await self._ask_all(workers, _call, farewell)
@@ -284,9 +283,7 @@ class Overseer(SchedulerPlugin):
             self.scheduler.log_event(TOPIC, told)
         seats_of_client(self.scheduler, client)
 
-    async def _until_idle(
-        self, workers: list[str], gangs_of: Callable[[str], int], client: str, seconds: float
-    ) -> None:
+    async def _until_idle(self, workers: list[str], client: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while any(await self._ask_all(workers, gangs_of, client)) and time.monotonic() < deadline:
             await asyncio.sleep(0.1)

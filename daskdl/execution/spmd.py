@@ -2,60 +2,39 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import signal
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-import tblib
-from distributed import Client, Future, get_worker, wait
+from distributed import Client, Future, wait
 
 from daskdl.errors import NotEnoughWorkers, RankFailed, WorkerLost
-from daskdl.execution import rendezvous
 from daskdl.execution.calls import call_workers
 from daskdl.execution.losses import Losses
 from daskdl.execution.overseer import explained, install
-from daskdl.execution.rank_env import available_cores, training_process
+from daskdl.execution.ranks import (
+    Failure,
+    Gang,
+    close_store,
+    end_process,
+    host_of_rank,
+    rank_main,
+    serve_store,
+    stopping,
+    wake,
+)
 from daskdl.execution.seats import Seats, holders
-from daskdl.execution.witness import last_words
 from daskdl.workers import workers_of
+
+__all__ = ["Gang", "choose_workers", "host_of_rank", "run", "span_of", "stopping"]
 
 GRACE_SECONDS = 3.0  # for ranks to leave by themselves after one failed
 LOSS_SECONDS = 1.0  # for word of a lost worker, after a task was cancelled
 WATCH_SECONDS = 0.25
-
-
-@dataclass(frozen=True)
-class Gang:
-    """What every rank is told about its gang; ``client`` is the id of that which started it."""
-
-    id: str
-    workers: tuple[str, ...]
-    backend: str
-    store_port: int
-    client: str = ""
-
-    @property
-    def world_size(self) -> int:
-        """Number of ranks."""
-        return len(self.workers)
-
-    def host(self, rank: int) -> str:
-        """Address of the host of a rank."""
-        return urlsplit(self.workers[rank]).hostname or "127.0.0.1"
-
-    def threads(self, rank: int) -> int:
-        """Compute threads of a rank: the cores of its host, shared among the ranks there."""
-        here = self.host(rank)
-        return max(1, available_cores() // sum(self.host(r) == here for r in range(self.world_size)))
 
 
 def choose_workers(client: Client, num_workers: int | tuple[int, int] | None = None) -> list[str]:
@@ -202,7 +181,7 @@ def _launched(
     losses = Losses(client, list(gang.workers))
     futures = [
         client.submit(
-            _rank_main,
+            rank_main,
             gang,
             rank,
             function,
@@ -238,7 +217,7 @@ def _assemble(client: Client, addresses: list[str], backend: str | None) -> Gang
     """Open the store in rank 0's process and settle the backend."""
     identity = uuid.uuid4().hex[:8]
     host = urlsplit(addresses[0]).hostname or "127.0.0.1"
-    port = call_workers(client, _serve_store, identity, host, client.id, workers=addresses[:1]).get(addresses[0])
+    port = call_workers(client, serve_store, identity, host, client.id, workers=addresses[:1]).get(addresses[0])
     if isinstance(port, BaseException) and not isinstance(port, OSError):
         raise port
     if not isinstance(port, int):  # it left, or is leaving
@@ -288,14 +267,14 @@ def _look(futures: list[Future], gang: Gang, losses: Losses, answers: dict[int, 
             raise _worker_lost(gang, losses.lost[0]) if losses.lost else _not_started(gang, rank, future)
         if future.status == "finished" and rank not in answers:
             answers[rank] = future.result()
-    failures = {rank: answer for rank, answer in answers.items() if isinstance(answer, _Failure)}
+    failures = {rank: answer for rank, answer in answers.items() if isinstance(answer, Failure)}
     if failures:
         raise _first_failure(failures, futures, gang, losses)
     if losses.lost:
         raise _worker_lost(gang, losses.lost[0])
 
 
-def _first_failure(failures: dict[int, _Failure], futures: list[Future], gang: Gang, losses: Losses) -> RankFailed:
+def _first_failure(failures: dict[int, Failure], futures: list[Future], gang: Gang, losses: Losses) -> RankFailed:
     """Make the error of the rank that failed first; every failed rank knows its number, agreed in the store."""
     first = next(iter(failures.values())).first
     deadline = time.monotonic() + GRACE_SECONDS
@@ -347,21 +326,15 @@ def _disband(client: Client, gang: Gang, futures: list[Future]) -> None:
     alive = [a for a in gang.workers if a in workers_of(client)]
     running = [f for f in futures if not f.done()]
     if running and alive:
-        call_workers(client, _wake, gang.id, workers=alive)
+        call_workers(client, wake, gang.id, workers=alive)
         deaf = _wait(client, running, [a for f, a in zip(futures, gang.workers, strict=True) if f in running])
         client.cancel(running, force=True)
         if deaf:  # in code that neither steps nor communicates: a thread cannot be ended but with its process
-            call_workers(client, _end_process, workers=deaf)
+            call_workers(client, end_process, workers=deaf)
     elif running:  # nobody is left, and no other worker may run them
         client.cancel(running, force=True)
     if alive:
-        call_workers(client, _close_store, gang.id, workers=alive)
-
-
-def _end_process(dask_worker: Any) -> None:
-    """Kill a worker that a nanny starts again."""
-    if dask_worker.nanny and not dask_worker.address.startswith("inproc://"):
-        os.kill(os.getpid(), signal.SIGKILL)
+        call_workers(client, close_store, gang.id, workers=alive)
 
 
 def _wait(client: Client, futures: list[Future], workers: Sequence[str]) -> list[str]:
@@ -375,127 +348,3 @@ def _wait(client: Client, futures: list[Future], workers: Sequence[str]) -> list
         if not left or time.monotonic() > deadline:
             return [address for _, address in left]
         futures, workers = [future for future, _ in left], [address for _, address in left]
-
-
-@dataclass
-class _Rank:
-    """A rank of this process: the client of its gang, and how often it asked whether to stop, once a step."""
-
-    client: str
-    steps: int = 0
-
-
-_stopping: set[str] = set()  # gangs of this process that were told to stop
-_running: dict[str, _Rank] = {}  # by gang: what runs in this process
-_ended: list[_Rank] = []  # the last that did
-_serving: dict[str, str] = {}  # gangs whose store this process serves, and their clients
-
-
-def _wake(gang: str) -> None:
-    _stopping.add(gang)
-    rendezvous.abort(gang)
-
-
-def gangs_of(client: str) -> int:
-    """Ranks in this process whose gang a client has started."""
-    return sum(rank.client == client for rank in list(_running.values()))
-
-
-def stop_gangs(client: str) -> None:
-    """Wake and stop the ranks in this process of a client that has left."""
-    for gang in [gang for gang, rank in list(_running.items()) if rank.client == client]:
-        _wake(gang)
-
-
-def end_gangs(client: str, dask_worker: Any) -> None:
-    """Close what is left of the gangs of a client that has left, if it must be with the worker's process."""
-    if gangs_of(client):
-        _end_process(dask_worker)
-    for gang in [gang for gang, owner in list(_serving.items()) if owner == client]:
-        _close_store(gang)
-
-
-def _serve_store(gang: str, host: str, client: str) -> int:
-    _serving[gang] = client
-    return rendezvous.serve_store(gang, host)
-
-
-def _close_store(gang: str) -> None:
-    if gang not in _running:  # a rank that ended before it was woken, or never began
-        _stopping.discard(gang)
-    _serving.pop(gang, None)
-    rendezvous.close_store(gang)
-
-
-def stopping() -> bool:
-    """Whether the gang of the calling rank was told to stop; a training loop asks once a step."""
-    gang = getattr(_this_rank, "gang", "")
-    if gang in _running:
-        _running[gang].steps += 1
-    return gang in _stopping
-
-
-def steps_begun() -> int:
-    """Steps that the rank of this process began before it ended, the last one that did."""
-    return _ended[-1].steps if _ended else 0
-
-
-_this_rank = threading.local()
-
-
-def host_of_rank() -> str:
-    """Address at which the other ranks of its gang reach the calling rank."""
-    return str(_this_rank.host)
-
-
-@dataclass
-class _Failure:
-    """What a rank returns when its function raised: an error as a value, so that Dask does not log it as well."""
-
-    first: int
-    error: BaseException
-    traceback: dict[str, Any]
-
-    def exception(self) -> BaseException:
-        """Return the error with the traceback it had in the worker."""
-        return self.error.with_traceback(tblib.Traceback.from_dict(self.traceback).as_traceback())
-
-
-def _rank_main(
-    gang: Gang, rank: int, function: Callable[..., Any], args: tuple[Any, ...], extra: tuple[Any, ...]
-) -> Any:
-    """One rank: join the gang, call the function, and say who failed first if it fails."""
-    store = rendezvous.connect_store(gang.host(0), gang.store_port)
-    _this_rank.gang, _this_rank.host = gang.id, gang.host(rank)
-    _running[gang.id] = _Rank(gang.client)
-    try:
-        with (
-            last_words(get_worker()),
-            training_process(gang.threads(rank)),
-            rendezvous.process_group(gang.id, store, gang.backend, rank, gang.world_size, gang.host(rank)),
-        ):
-            try:
-                return function(*args, *extra)
-            except BaseException as error:
-                # first, because other ranks fail by what comes next
-                failure = _failure(store if gang.id not in _stopping else None, rank, error)
-                rendezvous.abort(gang.id)
-                return failure
-    finally:
-        _this_rank.gang = ""
-        _stopping.discard(gang.id)
-        _ended[:] = [_running.pop(gang.id)]
-
-
-def _failure(store: Any, rank: int, error: BaseException) -> _Failure:
-    try:  # a rank that was told to stop need not ask, perhaps in a machine that cannot be reached, for a minute
-        first = int(store.compare_set("failed", "", str(rank))) if store is not None else 0
-    except RuntimeError:  # the process that serves the store died
-        first = 0
-    frames = tblib.Traceback(error.__traceback__).to_dict()
-    error.__traceback__ = None  # its frames hold the model and the data
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # an error that does not survive the way to the client
-        error = RuntimeError(f"{type(error).__name__}: {error}")
-    return _Failure(first, error, frames)

@@ -20,6 +20,7 @@ from daskdl.execution import spmd
 from daskdl.execution.calls import call_workers
 from daskdl.execution.obituary import report
 from daskdl.execution.overseer import deaths_of, explained, watched
+from daskdl.execution.ranks import steps_begun
 from daskdl.execution.seats import Seats
 from daskdl.execution.words import REGROUP, STOP, put_word, take_word
 from daskdl.tracking.run import Run
@@ -196,7 +197,7 @@ class Gangs:
         def say() -> None:
             with suppress(OSError, RuntimeError):  # the scheduler goes, or the run has ended
                 survivors = [worker for worker in ranks if worker not in gone]
-                begun = _numbers(call_workers(self.client, spmd.steps_begun, workers=survivors))
+                begun = _numbers(call_workers(self.client, steps_begun, workers=survivors))
                 reached = max(step, self.run.record.step if not begun else began + max(0, *begun.values()) - 1)
                 for death in deaths_of(self.client, gone):
                     text = report(death, ranks.index(death.address), len(ranks), reached, step)

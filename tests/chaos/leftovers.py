@@ -25,7 +25,7 @@ def of_worker() -> dict[str, Any]:
     """What a worker that no run uses should have nothing of."""
     import torch.distributed as dist
 
-    from daskdl.execution import progress, rendezvous, spmd, words
+    from daskdl.execution import progress, ranks, rendezvous, words
     from daskdl.training import commit
 
     process = psutil.Process()
@@ -34,7 +34,7 @@ def of_worker() -> dict[str, Any]:
         "stores": len(rendezvous._stores),
         "connections": len(rendezvous._sockets),
         "process groups": int(dist.is_initialized()) + len(rendezvous._control),
-        "gangs": len(spmd._running) + len(spmd._serving) + len(spmd._stopping),
+        "gangs": len(ranks._running) + len(ranks._serving) + len(ranks._stopping),
         "words": len(words._words),
         "commits": len(commit._commits),
         "places": len(progress._progress),

@@ -23,7 +23,7 @@ from processes import wait_until
 
 import daskdl
 from daskdl.errors import WorkerLost
-from daskdl.execution import spmd
+from daskdl.execution import ranks, spmd
 from daskdl.execution.overseer import TICK_SECONDS, Overseer, Patience, Silence, judge
 from daskdl.execution.seats import holders
 
@@ -231,7 +231,7 @@ CLIENT = """
     import pandas as pd, torch
     from distributed import Client
     import daskdl
-    from daskdl.execution import spmd
+    from daskdl.execution import ranks, spmd
     from daskdl.tracking.run import set_root
 
     def loop(context):
@@ -287,7 +287,7 @@ def test_a_client_that_is_killed_leaves_nothing_running(
 
 
 def running() -> int:
-    return len(spmd._running)
+    return len(ranks._running)
 
 
 def held_by_process() -> int:

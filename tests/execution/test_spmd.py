@@ -11,7 +11,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from daskdl.errors import NotEnoughWorkers, RankFailed, WorkerLost
-from daskdl.execution import spmd
+from daskdl.execution import ranks, spmd
 
 
 def rank_and_sum() -> tuple[int, int, float]:
@@ -147,7 +147,7 @@ def _inventory() -> tuple:
         len(rendezvous._sockets),
         dist.is_initialized(),
         torch.get_num_threads(),
-        sorted(spmd._stopping),
+        sorted(ranks._stopping),
     )
 
 
