@@ -11,7 +11,10 @@ from contextlib import suppress
 from daskdl.cluster import connect
 from daskdl.tracking.folder import Folder
 from daskdl.tracking.run import reserve, set_root
+from daskdl.tracking.writer import writer
 from daskdl.training.following import SESSION_FILE
+
+FLUSH_SECONDS = 60.0
 
 
 def main() -> None:
@@ -31,6 +34,7 @@ def main() -> None:
         if hasattr(done, "save"):
             done.save(f"{folder.url}/model")
     finally:
+        writer.flush(FLUSH_SECONDS)  # who finds no session looks for the run where runs are kept
         with suppress(OSError):
             folder.remove(SESSION_FILE)
         client.close()
