@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "images" / "lab.png"
+CELLS = len(json.loads((ROOT / "notebooks" / "00_quickstart.ipynb").read_text())["cells"])
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
 
@@ -34,7 +36,7 @@ def main() -> None:
                 page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
                 page.locator(".jp-Notebook .jp-Cell").first.click()
                 page.keyboard.press("Escape")
-                for _ in range(27):
+                for _ in range(CELLS):
                     page.keyboard.press("Shift+Enter")
                     page.wait_for_timeout(500)
                 page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=180_000)
