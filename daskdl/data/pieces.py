@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from distributed import get_worker, wait
-from distributed.utils import sync
 
 from daskdl.data.encoders import Encoder
+from daskdl.data.held import check_there, laid, read_held
 from daskdl.data.rows import Rows
-from daskdl.errors import WorkerLost
-from daskdl.workers import workers_of
 
 LOST = ("lost", "cancelled")
 
@@ -26,23 +24,16 @@ class HeldPieces:
     Attributes
     ----------
     keys : list of str
-        Dask keys. The task that reads does not depend on them: it would be cancelled with a block of another worker.
+        Dask keys.
     """
 
     keys: list[str]
 
     def __iter__(self) -> Iterator[Any]:
         """Yield one block after the other, for the calling task."""
-        worker: Any = get_worker()
+        worker = get_worker()
         for key in self.keys:
-            yield sync(worker.loop, self._get, worker, key)
-
-    @staticmethod
-    async def _get(worker: Any, key: str) -> Any:
-        """Read the worker's memory on its event loop, where all else does."""
-        if key not in worker.data:
-            raise RuntimeError(f"block {key} is not on {worker.address} any more: it was cancelled or moved away")
-        return worker.data[key]
+            yield read_held(worker, key)
 
 
 class Pieces:
@@ -92,7 +83,7 @@ class Pieces:
         for i, block in self._blocks.items():
             worker = workers[owners[i]]
             if tuple(held.get(block.key, ())) != (worker,):  # of one on two workers Dask may drop either: a new key
-                self._blocks[i] = self.client.submit(_same, block, workers=[worker], pure=False)
+                self._blocks[i] = laid(self.client, block, worker)
         self._wait(workers)
         if any(block.status in LOST for block in self._blocks.values()):
             return self.readers(workers)  # moved from a worker that went meanwhile, and was not one of these
@@ -137,18 +128,9 @@ class Pieces:
             for block in pending:
                 if block.status == "error":
                     raise block.exception()
-            alive = workers_of(self.client)
-            gone = [rank for rank, worker in enumerate(workers) if worker not in alive]
-            if gone:  # what is to lie on it would be waited for without end
-                lost = workers[gone[0]]
-                text = f"rank {gone[0]} of {len(workers)} is lost: its worker {lost} left while data was laid on it."
-                raise WorkerLost(text, gone[0], len(workers), lost)
+            check_there(self.client, workers)
             with suppress(TimeoutError, CancelledError):
                 wait(pending, timeout=1.0)
-
-
-def _same(block: Any) -> Any:
-    return block
 
 
 def balanced(counts: list[int], homes: list[int | None], n_ranks: int) -> list[int]:

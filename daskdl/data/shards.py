@@ -14,17 +14,15 @@ from typing import Any, Self
 
 import numpy as np
 from distributed import Future, get_worker, wait
-from distributed.utils import sync
 
 from daskdl.data.arrays import Block
 from daskdl.data.encoders import Encoder
+from daskdl.data.held import check_there, laid, read_held
 from daskdl.data.order import SampleOrder
 from daskdl.data.reading import Blocks, Encoded, Reader
 from daskdl.data.rows import Rows
 from daskdl.data.sampling import ByClass, ByWeight, Weighted, balanced_weights, picks_per_group
 from daskdl.data.schema.target import Target
-from daskdl.errors import WorkerLost
-from daskdl.workers import workers_of
 
 
 class HeldBlocks:
@@ -52,15 +50,8 @@ class HeldBlocks:
 
     def read(self, group: int, first: int, stop: int, epoch: int) -> Iterator[Block]:
         """Yield a view of the block."""
-        block = sync(self._worker.loop, self._get, self.keys[group])
+        block = read_held(self._worker, self.keys[group])
         yield {name: array[first:stop] for name, array in block.items()}
-
-    async def _get(self, key: str) -> Block:
-        """Read the worker's memory on its event loop, where all else does."""
-        if key not in self._worker.data:
-            raise RuntimeError(f"block {key} is not on {self._worker.address} any more: it was cancelled or moved away")
-        block: Block = self._worker.data[key]
-        return block
 
     def used(self, group: int, n: int, epoch: int) -> None:
         """Count rows that have been copied out; gives the block back after the last."""
@@ -178,7 +169,7 @@ class Shards:
                 block, own = found[group], left.get((group, worker))
                 if readers[group] > 1 or tuple(held[block.key]) != (worker,):
                     # what others copy from is on their workers too, and no block to read
-                    block = own if own not in (None, block) else self._copy(block, worker)
+                    block = own if own not in (None, block) else laid(self.client, block, worker)
                 if block is bases.get(group):
                     self._blocks[group] = block
                 else:
@@ -187,11 +178,6 @@ class Shards:
             plans.append(HeldBlocks(keys, mine, self.epochs - 1, self._topic))
         self._ready(self._copies.values(), workers)
         return plans
-
-    def _copy(self, block: Future, worker: str) -> Future:
-        """Lay a block on a worker under a key of its own: of a key on two workers Dask may drop either one."""
-        assert self.client is not None
-        return self.client.submit(_same, block, workers=[worker], pure=False)
 
     def _listen(self, topic: str | None) -> None:
         """Hear which blocks are given back on a topic, and on no other."""
@@ -208,12 +194,7 @@ class Shards:
         """Wait until blocks lie in memory; one that is lost meanwhile is made again by Dask."""
         assert self.client is not None
         while pending := [block for block in blocks if block.status != "finished"]:
-            alive = workers_of(self.client)
-            gone = [rank for rank, worker in enumerate(workers) if worker not in alive]
-            if gone:  # a copy for it would be waited for without end
-                lost = workers[gone[0]]
-                text = f"rank {gone[0]} of {len(workers)} is lost: its worker {lost} left while data was laid on it."
-                raise WorkerLost(text, gone[0], len(workers), lost)
+            check_there(self.client, workers)
             for block in pending:
                 if block.status in ("error", "cancelled"):
                     raise block.exception() or RuntimeError(f"block {block.key} is {block.status}")
@@ -272,10 +253,6 @@ class Sampling:
 
     def _line(self, group: int) -> ByWeight | ByClass:
         return ByWeight() if self.class_weights is None else ByClass(self.class_weights, self.class_rows[group])
-
-
-def _same(block: Any) -> Any:
-    return block
 
 
 def rows_per_group(order: SampleOrder, rank: int, world_size: int) -> dict[int, int]:

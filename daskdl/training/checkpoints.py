@@ -23,21 +23,19 @@ from numbers import Integral, Real
 from typing import Any
 
 import fsspec
-import numpy as np
 import torch
 from fsspec.spec import AbstractBufferedFile
 
 from daskdl.data.staging.leases import files_in, is_local
 from daskdl.errors import DaskdlError
 from daskdl.tracking.folder import resolve_root
+from daskdl.training.checkpoint_format import Tee, plain_state
 from daskdl.training.commit import Commit
 
 FORMAT = 1
-CHUNK_BYTES = 8 << 20
 Metrics = dict[str, float]
 
 _OURS = re.compile(r"step-\d{12,}(-b)?\.(pt|json)(\.[0-9a-f]{32}\.part)?")
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _FIELDS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "path": ((str, os.PathLike), lambda v: bool(os.fspath(v)), "a folder or URL, or None for the folder of the run"),
     "every_steps": (Integral, lambda v: v >= 1, "1 or more steps, or None to go by every_seconds"),
@@ -148,13 +146,18 @@ class CheckpointFolder:
         TypeError
             Something in the state is neither a tensor nor a plain value; the message says where.
         """
-        whole = {"format": FORMAT, "step": int(commit.step), "state": _plain(commit.state), "uses": _plain(commit.uses)}
+        whole = {
+            "format": FORMAT,
+            "step": int(commit.step),
+            "state": plain_state(commit.state),
+            "uses": plain_state(commit.uses),
+        }
         before, _ = _parsed(self._manifests())
         old = {one.name for one in before if one.step == commit.step}
         stem = f"step-{commit.step:012d}"
         name = f"{stem}-b.pt" if f"{stem}.pt" in old else f"{stem}.pt"  # what a manifest speaks of stays as it is
         with self._new_file(name) as file:
-            tee: Any = _Tee(file)
+            tee: Any = Tee(file)
             torch.save(whole, tee)
             if tee.error is not None:
                 raise tee.error
@@ -336,53 +339,6 @@ def load_checkpoint(
         raise FileNotFoundError(f"expected {wanted} in {url}, which has those of steps {steps}. Give one run's folder")
     whole = folder._load(name if saved is None else saved.name, saved)
     return {"step": whole["step"], "state": whole["state"]}
-
-
-def _plain(value: Any, where: str = "state") -> Any:
-    """Rebuild a state of dicts, lists, tuples, sets, tensors and plain values only; tensors share their memory."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if type(value) in _PLAIN:
-        return value
-    if type(value) in (torch.Tensor, torch.nn.Parameter):
-        return value.detach().cpu()
-    if isinstance(value, dict):
-        return {_plain(key, f"a key of {where}"): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
-    for kind in (list, tuple, set):
-        if isinstance(value, kind):
-            return kind(_plain(item, f"{where}[{i}]") for i, item in enumerate(value))
-    raise TypeError(
-        f"{where} is a {type(value).__name__}; a checkpoint takes tensors, numbers, strings, None, and dicts, lists, "
-        "tuples and sets of them, since to read anything else could run code. Let its state_dict() return those "
-        "(arrays as tensors), or do not keep it"
-    )
-
-
-class _Tee:
-    """What ``torch.save`` writes to: hands on in pieces, adds up size and checksum, so no second copy is held.
-
-    An error is kept, not raised: torch's writer would hide it behind one of its own.
-    """
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.n_bytes, self.sha256 = 0, hashlib.sha256()
-        self.error: Exception | None = None
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        try:
-            for start in range(0, 0 if self.error else len(view), CHUNK_BYTES):
-                piece = view[start : start + CHUNK_BYTES]
-                self._file.write(piece)
-                self.sha256.update(piece)
-        except Exception as error:
-            self.error = error
-        self.n_bytes += len(view)
-        return len(view)
-
-    def flush(self) -> None:
-        """Leave it to the end."""
 
 
 def _parsed(manifests: dict[str, bytes]) -> tuple[list[Saved], list[DamagedCheckpoint]]:

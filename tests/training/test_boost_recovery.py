@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import dask.dataframe as dd
@@ -24,14 +23,6 @@ from daskdl.training.commit import Commit
 
 FEATURES = ["a", "b", "flag", "city"]
 ROUNDS = 150
-
-
-@pytest.fixture(scope="module")
-def three() -> Iterator[Client]:
-    client = daskdl.connect("cpu", n_workers=3, memory_limit="2GiB", dashboard_address="127.0.0.1:0")
-    with client.as_current():
-        yield client
-    client.shutdown()
 
 
 @pytest.fixture

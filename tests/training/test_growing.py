@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ from daskdl.errors import DataError, NotEnoughWorkers
 from daskdl.training.checkpoints import CheckpointFolder
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def three() -> Iterator[Client]:
-    client = daskdl.connect("cpu", n_workers=3, memory_limit="2GiB", dashboard_address="127.0.0.1:0")
-    with client.as_current():
-        yield client
-    client.shutdown()
 
 
 @pytest.fixture(scope="module")

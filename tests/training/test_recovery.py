@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import dask.dataframe as dd
@@ -18,14 +17,6 @@ import daskdl
 from daskdl.errors import RankFailed
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def three() -> Iterator[Client]:
-    client = daskdl.connect("cpu", n_workers=3, memory_limit="2GiB", dashboard_address="127.0.0.1:0")
-    with client.as_current():
-        yield client
-    client.shutdown()
 
 
 def linear(context: daskdl.Context, mark: str, killed: tuple[int, ...], at: int) -> list[float]:
