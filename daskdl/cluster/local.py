@@ -52,7 +52,7 @@ class Request:
 _started: list[tuple[Request, Client]] = []  # of this process, oldest first
 
 
-def local_client(request: Request, dashboard_address: str) -> Client:
+def local_client(request: Request, dashboard_address: str | None) -> Client:
     """Return a client of a cluster on this machine, one that runs already if it serves the request.
 
     Raises
@@ -73,7 +73,7 @@ def local_client(request: Request, dashboard_address: str) -> Client:
     return client
 
 
-def _start(request: Request, dashboard_address: str) -> Client:
+def _start(request: Request, dashboard_address: str | None) -> Client:
     options = {
         "host": HOST,
         "n_workers": request.n_workers,
@@ -137,8 +137,10 @@ def gpus_usable() -> bool:
     return bool(nvml.device_get_count())
 
 
-def _free(address: str) -> str:
-    """Return the address, or port 0 on the same host when its port is in use."""
+def _free(address: str | None) -> str | None:
+    """Return the address, or port 0 on the same host when its port is in use; None is no dashboard."""
+    if address is None:
+        return None
     host, _, port = address.rpartition(":")
     with contextlib.closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

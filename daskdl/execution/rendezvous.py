@@ -60,21 +60,22 @@ def process_group(gang: str, store: Any, backend: str, rank: int, world_size: in
             "cluster one thread per worker, and leave init_process_group to daskdl."
         )
     before = _connections(store.port)
-    with _environment(GLOO_SOCKET_IFNAME=_interface_of(host)):
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
-        _control[:] = [dist.new_group(backend="gloo")]
-        dist.barrier(_control[0])  # connects the ranks, so that their sockets are known below
-        if backend == "gloo":
-            dist.barrier()
-    _sockets[gang] = _connections(store.port) - before
     try:
+        with _environment(GLOO_SOCKET_IFNAME=_interface_of(host)):
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+            _control[:] = [dist.new_group(backend="gloo")]
+            dist.barrier(_control[0])  # connects the ranks, so that their sockets are known below
+            if backend == "gloo":
+                dist.barrier()
+        _sockets[gang] = _connections(store.port) - before
         yield
     finally:
         failed = _sockets.pop(gang, None) is None
         _control.clear()
-        groups = list(dist.distributed_c10d._world.pg_map)
-        dist.destroy_process_group()
-        _retire(groups, failed)
+        if dist.is_initialized():  # or a rank was lost before this one had its group
+            groups = list(dist.distributed_c10d._world.pg_map)
+            dist.destroy_process_group()
+            _retire(groups, failed)
 
 
 def control_group() -> Any:

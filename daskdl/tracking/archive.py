@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from daskdl.tracking import mlflow_client
+from daskdl.tracking.breakdown import Ranks
 from daskdl.tracking.folder import Folder
 from daskdl.tracking.plain import from_text
 from daskdl.tracking.record import RunRecord
@@ -53,6 +54,7 @@ def read_run(run_id: str, root: str) -> tuple[RunRecord, str, dict[str, str]]:
     folder = f"{root}/{run_id}"
     for message in (_start_of(run), *_metrics_of(store.client(), run), *_events_in(folder), *_end_of(run)):
         record.apply(message)
+    record.ranks = _ranks_in(folder)
     environment = {k.removeprefix("daskdl.env."): v for k, v in run.data.tags.items() if k.startswith("daskdl.env.")}
     return record, folder, environment
 
@@ -113,6 +115,14 @@ def _events_in(folder: str) -> list[dict[str, Any]]:
             return [{"kind": "event", **json.loads(line)} for line in file]
     except FileNotFoundError:
         return []
+
+
+def _ranks_in(folder: str) -> Ranks | None:
+    try:
+        with Folder(folder).open("ranks.json") as file:
+            return Ranks(**json.load(file))
+    except FileNotFoundError:
+        return None
 
 
 def _end_of(run: MlflowRun) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
 
+from daskdl.tracking.breakdown import Ranks
+
 TOPIC = "daskdl"  # the Dask event topic every message travels on
 MAX_POINTS = 2_000  # per curve; two neighbours are merged into one when a curve grows past it
 MAX_EVENTS = 500
@@ -73,6 +75,7 @@ class RunRecord:
     curves: dict[str, Curve] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     uses: list[tuple[int, int, int, int]] = field(default_factory=list)  # first step, stop, rows used, digest of them
+    ranks: Ranks | None = None  # of the newest gang: where its time goes, and its memory
     generation: int = 0  # gangs before the one that said so
     changes: int = 0  # messages applied; a watcher compares it with the number it drew last
 
@@ -100,15 +103,21 @@ class RunRecord:
                 self.curves.setdefault(name, Curve()).add(step, value)
         if m.get("epoch") is not None:
             self.epoch = m["epoch"]
+        if m.get("generation", 0) >= self.generation:  # or others have followed this gang since
+            self.generation = m.get("generation", 0)
+            if m.get("uses") is not None:
+                self.uses = [tuple(use) for use in m["uses"]]
+            if m.get("ranks") is not None:
+                self._add_ranks(m["ranks"])
 
     def _on_event(self, m: dict[str, Any]) -> None:
         self.events.append({k: m.get(k) for k in ("time", "event", "text", "step")})
         del self.events[:-MAX_EVENTS]
 
-    def _on_audit(self, m: dict[str, Any]) -> None:
-        """Take what was used so far; what a gang says that others have followed since is out of date."""
-        if m.get("generation", 0) >= self.generation:
-            self.generation, self.uses = m.get("generation", 0), [tuple(use) for use in m["uses"]]
+    def _add_ranks(self, said: dict[str, Any]) -> None:
+        if self.ranks is None or self.ranks.generation != self.generation:
+            self.ranks = Ranks(self.generation)
+        self.ranks.add(said)
 
     def _on_end(self, m: dict[str, Any]) -> None:
         self.state, self.error, self.ended = m["state"], m.get("error"), m["time"]

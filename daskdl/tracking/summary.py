@@ -11,6 +11,7 @@ from daskdl.tracking.record import RunRecord
 _LOWER_IS_BETTER = {"loss", "logloss", "error", "merror", "rmse", "rmsle", "mae", "mape", "mse", "mphe"}
 _NEWS = {"worker_lost", "cause", "resize", "waiting", "resumed", "early_stop", "warning"}
 NONE = "-"  # what a table shows where there is no number
+_SIGNALS = ("grad_norm", "learning_rate")  # tell how training goes, not how good the model is
 _SPEED = re.compile(r"_per_(s|second)$")
 
 
@@ -24,14 +25,19 @@ def is_speed(metric: str) -> bool:
     return _SPEED.search(metric) is not None
 
 
+def is_signal(metric: str) -> bool:
+    """Say whether a metric is the norm of the gradients or the learning rate."""
+    return metric in _SIGNALS
+
+
 def loss_names(record: RunRecord) -> list[str]:
     """Return the curves of the loss, training before validation: ``train_loss``, ``val_loss``."""
     return sorted(name for name in record.curves if lower_is_better(name))
 
 
 def score_names(record: RunRecord) -> list[str]:
-    """Return the curves that are neither loss nor speed, such as ``val_auc``."""
-    return [name for name in record.curves if not lower_is_better(name) and not is_speed(name)]
+    """Return the curves that are neither loss nor speed nor signal, such as ``val_auc``."""
+    return [n for n in record.curves if not (lower_is_better(n) or is_speed(n) or is_signal(n))]
 
 
 def news(record: RunRecord, n: int = 4) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ WORDS = (None, REGROUP, STOP)  # the later one counts
 
 
 class Agreement:
-    """Asks now and then whether any rank was told something, by an all-reduce of two integers beside the step's work.
+    """Asks now and then whether any rank was told something, by an all-reduce of a few integers beside the step's work.
 
     How many steps lie between two questions follows from how long steps take, and is agreed on the same way.
 
@@ -25,6 +25,10 @@ class Agreement:
     ----------
     seconds : float
         Since the beginning, about; the same in all ranks.
+    spent : float
+        Seconds that this rank took for its last commit.
+    cost : float
+        The most that any rank took, as of the last question; the same in all ranks.
     """
 
     def __init__(self, run: str, world_size: int, first_step: int) -> None:
@@ -32,7 +36,7 @@ class Agreement:
         self._next, self._steps = first_step, 1
         self._asked: tuple[torch.Tensor, Any] | None = None
         self._asked_at = time.monotonic()
-        self.seconds = 0.0
+        self.seconds = self.spent = self.cost = 0.0
         self._called = 0
 
     def ask(self, step: int) -> None:
@@ -41,7 +45,8 @@ class Agreement:
             return
         now = time.monotonic()
         called = collectives_called() if self.world_size > 1 else 0
-        mine = torch.tensor([WORDS.index(word_for(self.run)), int(1e6 * (now - self._asked_at)), called, -called])
+        passed, spent = int(1e6 * (now - self._asked_at)), int(1e6 * self.spent)
+        mine = torch.tensor([WORDS.index(word_for(self.run)), passed, called, -called, spent])
         self._asked_at, self._called = now, called
         options: Any = {"op": dist.ReduceOp.MAX, "group": control_group(), "async_op": True}
         self._asked = mine, dist.all_reduce(mine, **options) if self.world_size > 1 else None
@@ -59,7 +64,7 @@ class Agreement:
         (reduced, work), self._asked = self._asked, None
         if work is not None:
             work.wait()
-        number, microseconds, most, least = reduced.tolist()
+        number, microseconds, most, least, spent = reduced.tolist()
         if most != -least:
             raise RuntimeError(
                 f"ranks have called different numbers of collectives before step {step}: between {-least:,} and "
@@ -67,7 +72,7 @@ class Agreement:
                 "come. Every rank must call context.sum, the backward pass of a prepared model and torch.distributed "
                 "equally often and in the same order, whatever its data."
             )
-        self.seconds += microseconds / 1e6
+        self.seconds, self.cost = self.seconds + microseconds / 1e6, spent / 1e6
         fitting = int(ASK_SECONDS * 1e6 * self._steps / max(1, microseconds))
         self._steps = min(max(1, fitting), MOST_STEPS, 2 * self._steps)
         self._next = step + self._steps

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 import xgboost
@@ -23,6 +25,7 @@ from daskdl.tracking.record import TOPIC
 from daskdl.training.bins import Cuts, rows_with_cuts, same_cuts
 from daskdl.training.checkpoint_writer import CheckpointWriter
 from daskdl.training.checkpoints import CheckpointFolder, Checkpoints
+from daskdl.training.clock import Clock
 from daskdl.training.commit import Commit, put_commit
 from daskdl.training.gangs import Answer
 
@@ -141,6 +144,7 @@ class _Rounds:
         if self.patience is not None and "patience" in commit.state:
             self.patience.load_state_dict(commit.state["patience"])
         self._committed_at, self._commit_seconds = time.monotonic(), 0.0
+        self._clock, self._n_unsaid = Clock(), 0  # rounds since the ranks told where their time goes
 
     def bin(self, blocks: Iterable[Any], validation: Iterable[Any]) -> None:
         """Bin the rows, into the bins of the commit if there is one."""
@@ -166,13 +170,21 @@ class _Rounds:
         self.booster = xgboost.Booster(self.params, [self.train, *(matrix for matrix, _ in self.evals)], raw)
         after = [self.log] if self.patience is None else [self.log, self.patience]
         callbacks = xgboost.callback.CallbackContainer(after)
-        over = self.patience is not None and self.patience.ran_out
+        over, lap = self.patience is not None and self.patience.ran_out, self._clock.lap
+        lap("other")
+        self._clock.take()  # binning is no part of a round
         for i in range(rounds if over else self.commit.step, rounds):
             self.booster.update(self.train, iteration=i)
+            lap("boost")
             over = callbacks.after_iteration(self.booster, i, self.train, self.evals) or i + 1 == rounds
+            lap("validation")
             word, due = self._agree(i + 1)
+            lap("all-reduce")
+            self._n_unsaid += 1
             if due or over or word is not None:
+                self._say_where_time_goes()
                 self._make_commit(i + 1)
+                lap("commit")
             if word == STOP or (word == REGROUP and not over):
                 return word
             if over:
@@ -202,6 +214,16 @@ class _Rounds:
         if number:
             take_word(self.run)
         return WORDS[number], bool(due_for_all)
+
+    def _say_where_time_goes(self) -> None:
+        """Gather what each rank spent its time on, and its memory; all ranks get here at the same round."""
+        rank, world_size = xgboost.collective.get_rank(), xgboost.collective.get_world_size()
+        mine = [*self._clock.take(), psutil.Process().memory_info().rss]
+        table = np.zeros((world_size, len(mine)))
+        table[rank] = mine
+        table = xgboost.collective.allreduce(table.ravel(), xgboost.collective.Op.SUM).reshape(table.shape)
+        said = {"seconds": table[:, :-1].tolist(), "host": table[:, -1].astype(int).tolist(), "gpu": [0] * world_size}
+        self.log.ranks, self._n_unsaid = {"steps": self._n_unsaid, **said}, 0
 
     def _make_commit(self, step: int) -> None:
         began = time.monotonic()
@@ -233,15 +255,37 @@ def _communicator(rank: int, world_size: int) -> Iterator[None]:
         tracker.start()
         args = [tracker.worker_args()]
     dist.broadcast_object_list(args)  # pickled by our own rank 0
+    others, ports = _listening(), set[tuple[str, int]]()
     try:
         # one try: the tracker is up, and when its rank has failed it does not come back
         with xgboost.collective.CommunicatorContext(**args[0], dmlc_task_id=f"{rank:06d}", dmlc_retry=1):
+            ports = _listening() - others
             yield
         if tracker is not None:
             tracker.wait_for()
+    except BaseException:
+        for address in _listening() & ports:
+            _end_listener(address)
+        raise
     finally:
         if tracker is not None:
             tracker.free()
+
+
+def _listening() -> set[tuple[str, int]]:
+    """Addresses at which this process listens."""
+    connections = psutil.Process().net_connections(kind="tcp")
+    return {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
+
+
+def _end_listener(address: tuple[str, int]) -> None:
+    """End the thread that waits for word of other ranks' errors, as XGBoost does itself if its tracker still lives.
+
+    The word for it is an integer of 32 bits that is 0 (``ShutdownSignal`` in XGBoost's ``collective/protocol.h``).
+    """
+    host = "localhost" if address[0] in ("0.0.0.0", "::") else address[0]
+    with suppress(OSError), socket.create_connection((host, address[1]), timeout=1) as connection:
+        connection.sendall(bytes(4))
 
 
 class _Blocks(xgboost.DataIter):
@@ -357,6 +401,7 @@ class _Log(xgboost.callback.TrainingCallback):
         self.points: list[list[Any]] = list(commit.state.get("points", ()))
         self._n_committed, self._n_sent = len(self.points), 0
         self.latest: dict[str, float] = {}
+        self.ranks: dict[str, Any] | None = None  # to be sent
         self.sent = 0
         self.sent_at = self.round_at = time.monotonic()
 
@@ -386,7 +431,8 @@ class _Log(xgboost.callback.TrainingCallback):
         points, self._n_sent = self.points[self._n_sent :], len(self.points)
         self.sent_at = time.monotonic()
         if points:
-            self._message("metrics", points=points, epoch=None)
+            ranks, self.ranks = self.ranks, None
+            self._message("metrics", points=points, epoch=None, ranks=ranks)
 
     def event(self, kind: str, text: str, step: int) -> None:
         """Say that something happened."""

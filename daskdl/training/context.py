@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,16 +22,17 @@ from daskdl.execution.words import REGROUP, STOP
 from daskdl.training.agreement import Agreement
 from daskdl.training.checkpoint_writer import CheckpointWriter
 from daskdl.training.checkpoints import CheckpointFolder, Checkpoints
+from daskdl.training.clock import Clock
 from daskdl.training.commit import Commit, put_commit
 from daskdl.training.gradients import Share, data_parallel
 from daskdl.training.report import Report, Send
 from daskdl.training.tensors import TensorBatch, on_device
 from daskdl.training.virtual import VirtualRanks
 
-COMMIT_STEPS = 100  # at most between two commits
-COMMIT_SECONDS = 10.0  # about
+COMMIT_SECONDS = 0.25  # between two commits, or
+COMMIT_SHARE = 0.02  # of the time for commits, if one takes longer
 CLOSE_SECONDS = 600.0  # for the last checkpoint to be written
-POINTS_PER_RUN = 200  # at about so many steps of a run, ranks add up what they reported
+SEND_SECONDS = 0.2  # at least between two messages of rank 0
 
 
 class Regrouping(BaseException):
@@ -71,14 +73,16 @@ class Context:
         self.schema, self.target, self.run = schema, target, run
         self.stopped_by: str | None = None
         self._batches = batches[0]
+        self._clock = Clock(self.device)
         order = self._batches.order
-        self._virtual = VirtualRanks(order, rank, world_size, self._seed) if isinstance(order, VirtualOrder) else None
+        about: tuple[Any, ...] = (rank, world_size, self._seed, self._clock)
+        self._virtual = VirtualRanks(order, *about) if isinstance(order, VirtualOrder) else None
         self._validation = batches[1] if len(batches) > 1 else None
         self._kept: dict[str, Any] = {}
         self._share = Share()
         self._commit = commit or Commit()
         self._resume = dict(self._commit.state)
-        about = (rank, world_size, self.device, self._batches.order.steps_per_epoch, self._commit.uses)
+        about = (rank, world_size, self.device, order.steps_per_epoch, self._commit.uses, self._clock)
         self.report_to = Report(run, generation, send, *about)
         self._writer: CheckpointWriter | None = None
         if checkpoints is not None and checkpoints.path and rank == 0:
@@ -86,9 +90,8 @@ class Context:
             self._writer = CheckpointWriter(folder, checkpoints, self._said, self._commit.step)
         self.step = self._batches.next_step = self._commit.step
         self._agreement = Agreement(run, world_size, self.step)
-        most = checkpoints.every_steps if checkpoints and checkpoints.every_steps else COMMIT_STEPS
-        self._settle_steps = max(1, min(self.total_steps // POINTS_PER_RUN, COMMIT_STEPS, most))
-        self._settled_at = 0.0  # seconds of the agreement
+        self._settle_steps = (checkpoints and checkpoints.every_steps) or self.total_steps
+        self._settled_at = self._sent_at = 0.0  # seconds of the agreement
         self._stopped = False
 
     # -- model ------------------------------------------------------------------------------------------------
@@ -102,10 +105,11 @@ class Context:
         module = module.to(self.device)
         self.keep(model=module)
         if self._virtual is not None:
-            return self._virtual.prepare(module)
-        if self.world_size == 1:
-            return module
-        return data_parallel(module, self._share)
+            prepared = self._virtual.prepare(module)
+        else:
+            prepared = module if self.world_size == 1 else data_parallel(module, self._share)
+        self._clock.watch_module(prepared)
+        return prepared
 
     def backward(self, batch: TensorBatch, loss_of: Callable[[TensorBatch], torch.Tensor]) -> torch.Tensor:
         """Compute the gradients of a step: what ``loss_of(batch).backward()`` does, and reproducible if that is asked.
@@ -141,6 +145,8 @@ class Context:
             if name in self._resume:
                 # a copy: optimizers go on with the very tensors, and the commit may be needed again
                 thing.load_state_dict(to_cpu(self._resume.pop(name)))
+            if isinstance(thing, torch.optim.Optimizer):
+                self._clock.watch_optimizer(thing)
         self._kept.update(stateful)
 
     # -- data -------------------------------------------------------------------------------------------------
@@ -157,8 +163,10 @@ class Context:
         Torch's random state is set anew for every batch from the seed, the step and the rank, so that a step that is
         done again draws the same numbers.
         """
-        progress = begin_progress(self.run)
-        for batch, tensors in on_device(self._batches, self.device, self._batches.order.steps_per_epoch):
+        progress, clock = begin_progress(self.run), self._clock
+        clock.lap("other")
+        clock.take()  # what was before the first step is no part of one
+        for batch, tensors in on_device(self._batches, self.device, self._batches.order.steps_per_epoch, clock):
             if spmd.stopping():
                 raise RuntimeError(f"stopped at step {batch.step}: another rank of the gang failed, or the client did")
             progress.next(batch.step)
@@ -167,14 +175,16 @@ class Context:
             self._share.value = batch.n_rows / batch.n_global
             self.step = batch.step + 1
             yield tensors
+            clock.lap("other")
             self._check_backward(batch.step)
             self.report_to.close_step(batch)
             word = self._agreement.answer(batch.step)
-            slow = self._agreement.seconds - self._settled_at > COMMIT_SECONDS
-            if len(self.report_to) >= self._settle_steps or slow or word is not None:
-                self._settle(batch.epoch + 1)
+            clock.lap("all-reduce")
+            due = self._agreement.seconds - self._settled_at > max(COMMIT_SECONDS, self._agreement.cost / COMMIT_SHARE)
+            if due or len(self.report_to) >= self._settle_steps or word is not None:
+                self._settle(batch.epoch + 1, hurry=word is not None)
+                clock.lap("commit")
             if word == REGROUP and self.step < self.total_steps:
-                self.report_to.send_points(batch.epoch + 1, hurry=True)
                 raise Regrouping
             if word == STOP:
                 self.stopped_by = word
@@ -206,8 +216,13 @@ class Context:
         if self._validation is None:
             raise ValueError("there are no validation rows: fit was called without validation_data")
         self._validation.next_step = 0
-        for _, tensors in on_device(self._validation, self.device, self._validation.order.steps_per_epoch):
-            yield tensors
+        self._clock.begin("validation")
+        try:
+            steps = self._validation.order.steps_per_epoch
+            for _, tensors in on_device(self._validation, self.device, steps, self._clock):
+                yield tensors
+        finally:
+            self._clock.end()
 
     def stop(self) -> None:
         """End the batches after this step. Every rank must call it at the same step."""
@@ -245,6 +260,7 @@ class Context:
 
     def close(self, failed: bool = False) -> None:
         """Write the last commit to the checkpoints; wait until it is there, unless others wait for this one to fail."""
+        self._clock.close()
         if self._writer is not None:
             commit = self._commit if self._commit.step else None
             self._writer.finish(commit, self.report_to.latest, 0.0 if failed else CLOSE_SECONDS)
@@ -252,15 +268,32 @@ class Context:
     def _said(self, kind: str, text: str, step: int) -> None:
         self.report_to.message("event", event=kind, text=text, step=step)
 
-    def _settle(self, epoch: float | None) -> None:
+    def _settle(self, epoch: float | None, hurry: bool = False) -> None:
         """Add up what the ranks reported, and commit; every rank gets here at the same step."""
-        n_steps, self._settled_at = len(self.report_to), self._agreement.seconds
+        n_steps, now, began = len(self.report_to), self._agreement.seconds, time.perf_counter()
+        self._settled_at = now
+        if n_steps:
+            self._note_signals()
         bad = self.report_to.add_up()
-        self.report_to.send_points(epoch, hurry=epoch is None or bad is not None)
+        if hurry or epoch is None or bad is not None or now - self._sent_at > SEND_SECONDS:
+            self._sent_at = now
+            self.report_to.send_all(epoch)
         if bad is not None:
             raise self._diverged(*bad)
         if n_steps:
             self._make_commit()
+        self._agreement.spent = time.perf_counter() - began
+
+    def _note_signals(self) -> None:
+        """Report the learning rate, and the norm of the gradients if the loop has left them."""
+        rates = [t.param_groups[0]["lr"] for t in self._kept.values() if isinstance(t, torch.optim.Optimizer)]
+        model = self._kept.get("model")
+        parameters = model.parameters() if isinstance(model, nn.Module) else ()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if rates:
+            self.log(learning_rate=float(rates[0]))
+        if gradients:
+            self.log(grad_norm=float(nn.utils.get_total_norm(gradients)))
 
     def _make_commit(self) -> None:
         """Keep a copy of the state of this step, if the model is finite."""

@@ -8,16 +8,17 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from daskdl.data.audit import MASK
 from daskdl.data.batches import Batch
 from daskdl.execution.rendezvous import control_group
+from daskdl.training.clock import Clock
 from daskdl.training.commit import Use
 
 EXPLODED = 1_000  # times the first loss
-SEND_SECONDS = 0.2  # between two messages of rank 0
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -56,17 +57,19 @@ class Report:
         device: torch.device,
         steps_per_epoch: int,
         uses: dict[int, Use],
+        clock: Clock,
     ) -> None:
         self.run, self.generation, self.send = run, generation, send
         self.rank, self.world_size, self.device = rank, world_size, device
-        self.steps_per_epoch, self.uses = steps_per_epoch, dict(uses)
+        self.steps_per_epoch, self.uses, self.clock = steps_per_epoch, dict(uses), clock
         self.latest: dict[str, float] = {}
         self.sent = 0
         self._first_loss: float | None = None  # 0 once it was warned of
         self._now: dict[str, torch.Tensor] = {}
         self._steps: list[Step] = []
         self._points: list[list[Any]] = []
-        self._sent_at = self._added_at = time.monotonic()
+        self._n_unsent = 0  # steps
+        self._added_at = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -109,14 +112,30 @@ class Report:
         rate = sum(one.n_global for one in steps) / max(now - self._added_at, 1e-9)
         self._points.append([steps[-1].step + 1, {"rows_per_s": rate}])
         self._added_at = now
+        self._n_unsent += len(steps)
         return bad
 
-    def send_points(self, epoch: float | None, hurry: bool = False) -> None:
-        """Send what there is, not more often than five times a second unless there is a hurry."""
-        if self._points and (hurry or time.monotonic() - self._sent_at > SEND_SECONDS):
+    def send_all(self, epoch: float | None) -> None:
+        """Send what was added up, and where the time of each rank went; every rank gets here at the same step."""
+        steps, self._n_unsent = self._n_unsent, 0
+        if steps:
+            ranks = {"steps": steps, **self._ranks()}
             points, self._points = self._points, []
-            self._sent_at = time.monotonic()
-            self.message("metrics", points=points, epoch=epoch)
+            self.message("metrics", points=points, epoch=epoch, uses=list(self.uses.values()), ranks=ranks)
+
+    def _ranks(self) -> dict[str, list[Any]]:
+        """What each rank spent its time on, and the memory it has."""
+        gpu = torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else 0
+        mine = torch.tensor([*self.clock.take(), psutil.Process().memory_info().rss, gpu], dtype=torch.float64)
+        everyone = [torch.empty_like(mine) for _ in range(self.world_size)]
+        if self.world_size > 1:
+            dist.all_gather(everyone, mine, group=control_group())
+        rows = [one.tolist() for one in (everyone if self.world_size > 1 else [mine])]
+        return {
+            "seconds": [row[:-2] for row in rows],
+            "host": [int(row[-2]) for row in rows],
+            "gpu": [int(row[-1]) for row in rows],
+        }
 
     def message(self, kind: str, **keys: Any) -> None:
         """Send a message of the run; rank 0's word counts."""
@@ -134,7 +153,6 @@ class Report:
             dist.all_reduce(sums, group=control_group())
         for part, (digest, n) in zip(parts, sums.tolist(), strict=True):
             self._use(part[0].step, part[-1].step + 1, n, digest & MASK)
-        self.message("audit", uses=list(self.uses.values()))
 
     def _use(self, first: int, stop: int, rows: int, digest: int) -> None:
         """Add steps to the stretch of their epoch that they follow on."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from daskdl.data.batches import Batch
+from daskdl.training.clock import Clock
 
 NO_LABELS = np.empty(0, dtype=np.float32)
 
@@ -72,15 +73,17 @@ def to_tensors(block: Any, device: torch.device) -> tuple[tuple[torch.Tensor, ..
 
 
 def on_device(
-    batches: Iterable[Batch], device: torch.device, steps_per_epoch: int
+    batches: Iterable[Batch], device: torch.device, steps_per_epoch: int, clock: Clock
 ) -> Iterator[tuple[Batch, TensorBatch]]:
     """Batches on a device. A GPU gets the next one, on a stream of its own, while the loop works on this one."""
     stream = torch.cuda.Stream() if device.type == "cuda" else None
     waiting: tuple[Batch, TensorBatch] | None = None
     tensors: TensorBatch | None = None
     for batch in batches:
+        clock.lap("data")
         with torch.cuda.stream(stream):
             tensors = _tensors(batch, tensors, device, (batch.step + 1) % steps_per_epoch == 0)
+        clock.lap("to device")
         if stream is None:
             yield batch, tensors
             continue

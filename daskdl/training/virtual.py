@@ -12,6 +12,7 @@ from torch import nn
 
 from daskdl.data.order import share
 from daskdl.data.virtual import VirtualOrder
+from daskdl.training.clock import Clock
 from daskdl.training.tensors import TensorBatch
 
 
@@ -28,10 +29,13 @@ class VirtualRanks:
     rank, world_size : int
     seed : callable
         ``seed(step, v)``: of torch's random state for a virtual rank.
+    clock : Clock
     """
 
-    def __init__(self, order: VirtualOrder, rank: int, world_size: int, seed: Callable[[int, int], int]) -> None:
-        self.order, self.rank, self.world_size, self.seed = order, rank, world_size, seed
+    def __init__(
+        self, order: VirtualOrder, rank: int, world_size: int, seed: Callable[[int, int], int], clock: Clock
+    ) -> None:
+        self.order, self.rank, self.world_size, self.seed, self.clock = order, rank, world_size, seed, clock
         self.module: nn.Module | None = None
         self.stepped = -1  # the last step that was added up
 
@@ -65,7 +69,9 @@ class VirtualRanks:
             first += n_rows
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             mine.append(torch.cat([g.reshape(-1) for g in (*grads, *buffers)]).mul_(weight))
-        total = self._sum(torch.stack(mine), batch)
+        self.clock.lap("backward")
+        total = self._sum(torch.stack(mine))
+        self.clock.lap("all-reduce")
         at = 0
         for parameter, earlier in zip(parameters, before[0], strict=True):
             found = total[at : at + parameter.numel()].view_as(parameter)
@@ -78,7 +84,7 @@ class VirtualRanks:
         self.stepped = batch.step
         return loss / max(1, batch.n_rows)
 
-    def _sum(self, mine: torch.Tensor, batch: TensorBatch) -> torch.Tensor:
+    def _sum(self, mine: torch.Tensor) -> torch.Tensor:
         """Add up what all virtual ranks have, in their order; shape (n_values,)."""
         n = self.order.virtual_ranks
         lines = [mine]
