@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 import zlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,9 @@ from daskdl.workers import workers_of
 
 PIECES_PER_WORKER = 4
 LOOK_THREADS = 2  # without a cluster
+TRIES = 4
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -118,9 +123,21 @@ def look_at_source(source: Source, asked: Asked, client: Client | None) -> list[
         with ThreadPoolExecutor(LOOK_THREADS, "daskdl-look") as pool:
             found = list(pool.map(lambda run: look_at_groups(source, run, asked), runs))
     else:
-        held = client.scatter(source, hash=False)
-        found = client.gather([client.submit(look_at_groups, held, run, asked, pure=False) for run in runs])
+        found = again_if_lost(partial(_look_on_workers, client, source, runs, asked))
     return [look for looks in refused(found) for look in looks]
+
+
+def _look_on_workers(client: Client, source: Source, runs: list[range], asked: Asked) -> list[Any]:
+    held = client.scatter(source, hash=False)
+    return list(client.gather([client.submit(look_at_groups, held, run, asked, pure=False) for run in runs]))
+
+
+def again_if_lost(work: Callable[[], T]) -> T:
+    """Do some work on the workers, and again if one is lost with data that only this process can give out again."""
+    for _ in range(TRIES - 1):
+        with suppress(CancelledError):
+            return work()
+    return work()
 
 
 def look_at_groups(source: Source, groups: Sequence[int], asked: Asked) -> list[Look] | DataError:

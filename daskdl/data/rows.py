@@ -14,7 +14,16 @@ from distributed import Client, as_completed, futures_of
 
 from daskdl.data.encoders import Encoder, encode_piece
 from daskdl.data.frame import LABEL, NO_TARGET, Frame, is_lazy, joined, source_label
-from daskdl.data.looking import PIECES_PER_WORKER, Asked, Look, look_at, look_at_source, merge_looks, refused
+from daskdl.data.looking import (
+    PIECES_PER_WORKER,
+    Asked,
+    Look,
+    again_if_lost,
+    look_at,
+    look_at_source,
+    merge_looks,
+    refused,
+)
 from daskdl.data.schema import ColumnStats, Kinds, Missing, Schema
 from daskdl.data.schema.target import Target
 from daskdl.data.sources.base import Source
@@ -153,10 +162,8 @@ def read_rows(
     _check_weight(list(frame.columns), asked)
     if client is None and not is_lazy(frame):
         return _rows([frame], refused([look_at(frame, asked)]), asked, None)
-    pieces = _pieces(frame, client)
-    looks = _looks(pieces, asked, client)
-    if looks is None:  # it does not fit into the memory of the workers
-        pieces.clear()
+    pieces, looks = again_if_lost(lambda: _pieces_and_looks(frame, asked, client))
+    if looks is None:
         return _rows_of_staged(frame, asked, client)
     return _rows(pieces, looks, asked, client, frame=frame)
 
@@ -201,6 +208,13 @@ def _give_back_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc
         libc.malloc_trim(0)
+
+
+def _pieces_and_looks(frame: Frame, asked: Asked, client: Client | None) -> tuple[list[Any], list[Look] | None]:
+    """Hold a frame in the memory of the workers and look at it there; nothing if it does not fit."""
+    pieces = _pieces(frame, client)
+    looks = _looks(pieces, asked, client)
+    return ([], None) if looks is None else (pieces, looks)
 
 
 def _looks(pieces: list[Any], asked: Asked, client: Client | None) -> list[Look] | None:

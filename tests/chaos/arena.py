@@ -28,7 +28,8 @@ from daskdl.tracking.run import Run, set_root
 
 from .leftovers import Leftovers
 from .loop import Marks, loop
-from .outside import hand_on, not_started_again, small_disk
+from .network import link
+from .outside import far_worker, hand_on, not_started_again, small_disk
 from .plan import BATCH_SIZE, EPOCHS, N_ROWS, N_WORKERS, ROUNDS, Plan
 
 MOST_SECONDS = 45.0  # of a training
@@ -78,6 +79,10 @@ class Arena:
             "dashboard_address": "127.0.0.1:0",
             "local_directory": self.root,
         }
+        self._stack = contextlib.ExitStack()
+        self.link = self._stack.enter_context(link())
+        if self.link is not None:
+            options["host"] = self.link.here
         self._options = options
         self.client: Client = daskdl.connect("cpu", n_workers=N_WORKERS, **options)
         self._wholes: dict[tuple[str, str], Any] = {}
@@ -90,6 +95,7 @@ class Arena:
 
     def __exit__(self, *exc: object) -> None:
         self.client.shutdown()
+        self._stack.close()
         shutil.rmtree(self.root, ignore_errors=True)
 
     def play(self, plan: Plan) -> Outcome:
@@ -143,7 +149,7 @@ class Arena:
         """What the undisturbed training gives."""
         key = plan.setup, plan.data
         if key not in self._wholes:
-            calm = replace(plan, faults=(), settle_steps=1, pause=0.0)
+            calm = replace(plan, faults=(), settle_steps=1, pause=0.0, far=None)
             self._wholes[key] = self._train(calm, tempfile.mkdtemp(dir=self.root), "calm")[1]
         return self._wholes[key]
 
@@ -151,7 +157,8 @@ class Arena:
         """Train with the faults, to the end, resuming if it was stopped."""
         with contextlib.ExitStack() as stack:
             disk = stack.enter_context(small_disk()) if plan.full_disk else None
-            hand = stack.enter_context(hand_on(self.client, plan, marks))
+            far = stack.enter_context(far_worker(self.client, plan, str(marks.folder), self.link))
+            hand = stack.enter_context(hand_on(self.client, plan, marks, far))
             stack.enter_context(not_started_again(self.client, plan.stays_down))
             if plan.beside:
                 stack.enter_context(self._beside(plan, outcome))
@@ -180,7 +187,8 @@ class Arena:
             return booster.run_, (booster.model_.num_boosted_rounds(), booster.run_.metrics.train_loss.iloc[-1])
         rules = daskdl.Checkpoints(path=disk, every_steps=plan.settle_steps, every_seconds=1.0)
         options = {"batch_size": BATCH_SIZE, "epochs": EPOCHS, "verbose": 0, "checkpoints": rules, "name": name}
-        options["num_workers"] = N_WORKERS if plan.setup == "virtual" else (N_WORKERS, N_WORKERS)
+        n_workers = N_WORKERS + (plan.far is not None)
+        options["num_workers"] = n_workers if plan.setup == "virtual" else (n_workers, n_workers)
         options["reproducible"] = 5 if plan.setup == "virtual" else False
         result = daskdl.train(loop, self._data(plan.data), folder, plan, client=self.client, **options)
         return result.run, result.value

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,11 +20,14 @@ from distributed import Client
 
 from daskdl.tracking.run import Run
 from daskdl.training.checkpoints import CheckpointFolder
+from daskdl.workers import workers_of
 
 from .loop import Marks
+from .network import Link, worker
 from .plan import Fault, Plan
 
 LOOK_SECONDS = 0.002
+FORGET_SECONDS = 30.0
 DISK_BYTES, FREE_BYTES = 256 << 10, 12 << 10
 
 
@@ -44,8 +48,8 @@ def kill(pid: int) -> None:
 class Hand:
     """Does the faults of a plan that come from outside, each in a thread of its own, to the run that starts next."""
 
-    def __init__(self, client: Client, plan: Plan, marks: Marks) -> None:
-        self.client, self.plan, self.marks = client, plan, marks
+    def __init__(self, client: Client, plan: Plan, marks: Marks, far: Far | None) -> None:
+        self.client, self.plan, self.marks, self.far = client, plan, marks, far
         self.run: Run | None = None
         self.over = threading.Event()
         self.threads: list[threading.Thread] = []
@@ -96,6 +100,20 @@ class Hand:
         if self._until(lambda: sum(e["event"] == "worker_lost" for e in list(events)) > fault.step):
             self._kill_after(n, fault)
 
+    def _nanny(self, n: int, fault: Fault) -> None:
+        assert self.far is not None
+        if self._heard_of(fault.step):
+            pids = self.far.pids if fault.ranks else self.far.pids[:1]
+            self.marks.leave(f"fault-{n}")
+            for pid in pids:
+                kill(pid)
+
+    def _cut(self, n: int, fault: Fault) -> None:
+        assert self.far is not None
+        if self._heard_of(fault.step):
+            self.marks.leave(f"fault-{n}")
+            self.far.silence()
+
     def _pause(self, n: int, fault: Fault) -> None:
         path = self.marks.folder / f"fault-{n}-{fault.ranks[0]}"
         if self._until(lambda: path.exists() and len(path.read_text().split()) == 2):
@@ -140,10 +158,57 @@ def damage(folder: Path, rng: Random) -> None:
         manifest.write_bytes(manifest.read_bytes()[: rng.randrange(40)])
 
 
+@dataclass
+class Far:
+    """A worker that has a nanny of its own.
+
+    Attributes
+    ----------
+    pids : list of int
+        Of the nanny, and of the worker.
+    link : Link or None
+        Between it and the others.
+    """
+
+    pids: list[int]
+    link: Link | None
+
+    def silence(self) -> None:
+        """Cut the link; where there is none, stop both processes, which is as quiet."""
+        if self.link is not None:
+            self.link.cut()
+        else:
+            for pid in self.pids:
+                os.kill(pid, signal.SIGSTOP)
+
+
 @contextmanager
-def hand_on(client: Client, plan: Plan, marks: Marks) -> Iterator[Hand]:
+def far_worker(client: Client, plan: Plan, folder: str, link: Link | None) -> Iterator[Far | None]:
+    """Have one more worker, with a nanny of its own, for the length of a block, if a plan asks for it."""
+    if plan.far is None:
+        yield None
+        return
+    before = len(workers_of(client))
+    host = link.there[plan.far] if link is not None else "127.0.0.1"
+    with worker(client.scheduler.address, folder, host, link) as process:
+        client.wait_for_workers(before + 1, timeout=30)
+        [address] = [address for address, about in workers_of(client).items() if about["name"] == "far"]
+        pid = client.run(os.getpid, workers=[address])[address]
+        try:
+            yield Far([process.pid, pid], link)
+        finally:
+            if link is not None:
+                link.mend()
+    deadline = time.monotonic() + FORGET_SECONDS
+    while address in workers_of(client):
+        assert time.monotonic() < deadline, "the scheduler still counts on a dead worker"
+        time.sleep(0.05)
+
+
+@contextmanager
+def hand_on(client: Client, plan: Plan, marks: Marks, far: Far | None) -> Iterator[Hand]:
     """Do the outside faults of a plan to the run that is started in the block."""
-    hand, start = Hand(client, plan, marks), Run.start.__func__  # type: ignore[attr-defined]
+    hand, start = Hand(client, plan, marks, far), Run.start.__func__  # type: ignore[attr-defined]
 
     def remembering(cls: type[Run], *args: Any, **kwargs: Any) -> Run:
         run = start(cls, *args, **kwargs)

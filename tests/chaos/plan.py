@@ -23,7 +23,8 @@ class Fault:
         From inside of a rank: ``kill`` in a step, ``commit`` once the model is copied, ``silence`` (SIGSTOP), ``pause``
         (SIGSTOP, and SIGCONT after ``seconds``). From outside: ``kill_after`` seconds from the start of the run,
         ``kill_at`` a step that was heard of, ``kill_again`` seconds after a loss was noticed, ``damage`` the newest
-        checkpoint and kill everybody, ``stop`` or ``interrupt`` at a step.
+        checkpoint and kill everybody, ``stop`` or ``interrupt`` at a step; to the worker that has a nanny of its own,
+        at a step: ``nanny`` kills that (and the worker, if there is a rank), ``cut`` cuts the link to it.
     ranks : tuple of int
     step : int
     seconds : float
@@ -56,6 +57,8 @@ class Plan:
         Whether checkpoints go to a disk that is nearly full.
     beside : bool
         Whether a second run is started on the same cluster.
+    far : int or None
+        Whether there is a fourth worker, with a nanny of its own: as the first rank (0) or the last (1).
     """
 
     seed: int
@@ -68,6 +71,7 @@ class Plan:
     stays_down: int | None = None
     full_disk: bool = False
     beside: bool = False
+    far: int | None = None
 
     @property
     def resumed(self) -> bool:
@@ -148,6 +152,14 @@ def _boost(rng: Random) -> dict[str, Any]:
     return _of(Fault("kill_at", ranks, rng.randrange(ROUNDS // 2)), setup="boost", data=data)
 
 
+def _far(how: str) -> Callable[[Random], dict[str, Any]]:
+    def plan(rng: Random) -> dict[str, Any]:
+        ranks = rng.choice([(), (0,)]) if how == "nanny" else ()
+        return _of(Fault(how, ranks, rng.randrange(STEPS // 2)), setup="virtual", pause=0.005, far=rng.randrange(2))
+
+    return plan
+
+
 def _silence(rng: Random) -> dict[str, Any]:
     return _of(Fault("silence", _rank(rng), _step(rng)))
 
@@ -162,6 +174,8 @@ KINDS: dict[str, Callable[[Random], dict[str, Any]]] = {
     "kill in the first step": lambda rng: _of(Fault("kill", _rank(rng), 0)),
     "kill in the last step": lambda rng: _of(Fault("kill", _rank(rng), STEPS - 1)),
     "kill, and it stays down": _down,
+    "kill a nanny": _far("nanny"),
+    "cut the link to a worker": _far("cut"),
     "stop a process (SIGSTOP)": _silence,
     "halt a process for a moment": lambda rng: _of(Fault("pause", _rank(rng), _step(rng), rng.uniform(0.05, 0.7))),
     "fill the disk, and kill": _disk,

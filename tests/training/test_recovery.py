@@ -37,8 +37,9 @@ def linear(context: daskdl.Context, mark: str, killed: tuple[int, ...], at: int)
     return [float(p.detach().double().sum()) for p in model.parameters()]
 
 
-@pytest.mark.parametrize("kind", ["pandas", "dask", "source"])
-@pytest.mark.parametrize("killed, at", [((0,), 33), ((1,), 120), ((0, 2), 64), ((2,), 0)], ids=str)
+@pytest.mark.parametrize(
+    "kind, killed, at", [("pandas", (0,), 33), ("source", (1,), 120), ("dask", (0, 2), 64), ("dask", (2,), 0)], ids=str
+)
 def test_training_goes_on_with_those_that_are_left(
     three: Client, planted: pd.DataFrame, tmp_path: Path, kind: str, killed: tuple[int, ...], at: int
 ) -> None:
