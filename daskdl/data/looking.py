@@ -6,7 +6,6 @@ import pickle
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -135,8 +134,10 @@ def _look_on_workers(client: Client, source: Source, runs: list[range], asked: A
 def again_if_lost(work: Callable[[], T]) -> T:
     """Do some work on the workers, and again if one is lost with data that only this process can give out again."""
     for _ in range(TRIES - 1):
-        with suppress(CancelledError):
+        try:
             return work()
+        except CancelledError as error:  # the client keeps it, and its traceback would keep our futures
+            error.__traceback__ = None
     return work()
 
 

@@ -17,6 +17,8 @@ SLICE = [
     "kill during recovery",
     "kill in the last step",
     "kill, and it stays down",
+    "kill a nanny",
+    "cut the link to a worker",
     "damage the newest checkpoint, and kill all",
     "interrupt, and resume",
 ]
@@ -25,6 +27,9 @@ FOUND: list[tuple[str, int]] = [
     ("a second run beside it, and kill", 34),  # one that waited held the worker that the other wanted back
     ("kill several at once", 19),  # with all workers of a gang, its tasks stayed with the scheduler
     ("kill the same rank again", 6),  # two losses after one commit: the optimizer had gone on with the commit's tensors
+    ("a second run beside it, and kill", 142),  # rows were looked at when the worker with the only copy was killed
+    ("kill while XGBoost trains", 17),  # with rank 0, which serves XGBoost's tracker, another: a port was left
+    ("kill during recovery", 59),  # a gang that fell apart while it was made left its process group
     ("kill in a step", 0),  # a rank that had ended before it was woken left its gang's name in its worker
 ]
 
