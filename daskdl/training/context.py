@@ -26,7 +26,7 @@ from daskdl.training.clock import Clock
 from daskdl.training.commit import Commit, put_commit
 from daskdl.training.gradients import Share, data_parallel
 from daskdl.training.report import Report, Send
-from daskdl.training.tensors import TensorBatch, on_device
+from daskdl.training.tensors import TensorBatch, on_device, seed_torch
 from daskdl.training.virtual import VirtualRanks
 
 COMMIT_SECONDS = 0.25  # between two commits, or
@@ -171,7 +171,7 @@ class Context:
                 raise RuntimeError(f"stopped at step {batch.step}: another rank of the gang failed, or the client did")
             progress.next(batch.step)
             self._agreement.ask(batch.step)
-            torch.manual_seed(self._seed(batch.step, self.rank))
+            seed_torch(self._seed(batch.step, self.rank), self.device)
             self._share.value = batch.n_rows / batch.n_global
             self.step = batch.step + 1
             yield tensors

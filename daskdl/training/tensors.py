@@ -51,6 +51,16 @@ class TensorBatch:
         return self.inputs[0]
 
 
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Set torch's random state on the CPU and on this device.
+
+    ``torch.manual_seed`` notes the caller's whole stack wherever CUDA is not in use, which costs more than a small layer.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def to_tensors(block: Any, device: torch.device) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     """Inputs and labels of a finished block on a device, the inputs in the order of a ``TensorBatch``.
 

@@ -13,7 +13,7 @@ from torch import nn
 from daskdl.data.order import share
 from daskdl.data.virtual import VirtualOrder
 from daskdl.training.clock import Clock
-from daskdl.training.tensors import TensorBatch
+from daskdl.training.tensors import TensorBatch, seed_torch
 
 
 class VirtualRanks:
@@ -62,7 +62,7 @@ class VirtualRanks:
                 for buffer, old in zip((*buffers, *others), before[1], strict=True):
                     buffer.copy_(old)
             if n_rows:
-                torch.manual_seed(self.seed(batch.step, v))
+                seed_torch(self.seed(batch.step, v), batch.y.device)
                 part = loss_of(_part(batch, first, first + n_rows))
                 part.backward()
                 loss += part.detach().double() * n_rows
