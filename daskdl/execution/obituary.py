@@ -6,12 +6,14 @@ import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from dask.utils import format_bytes
 
 NEAR_LIMIT = 0.8  # of its memory limit: killed there, a worker was most likely killed for it
 GROWTH = 0.1  # of its memory limit, within the samples: worth telling
 TRACE_LINES = 3
+LOG_LINES = 3
 
 STOPPED, BLOCKED, UNREACHABLE = "stopped", "blocked", "unreachable"
 SILENCE = {
@@ -50,6 +52,8 @@ class Death:
         The cluster was told to do without it.
     trace : list of str
         Python's stack at a crash in native code, the innermost call first.
+    lines : list of dict
+        What its rank had printed and logged: ``time``, ``run``, ``rank``, ``level``, ``text``.
     """
 
     address: str
@@ -65,6 +69,7 @@ class Death:
     silent: tuple[str, float] | None = None
     retired: bool = False
     trace: list[str] = field(default_factory=list)
+    lines: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def settled(self) -> bool:
@@ -173,7 +178,9 @@ def report(death: Death, rank: int, world_size: int, reached: int, step: int) ->
     """
     lost = max(0, reached - step)
     cost = f"{lost:,} step{'s' * (lost != 1)} since the commit of step {step:,} to do again"
-    return f"rank {rank} of {world_size}, {death.who}, at step {reached:,}: {cause_of(death)}. Lost: {cost}."
+    words = " / ".join(line["text"] for line in death.lines[-LOG_LINES:])
+    log = f" The last lines of its log: {words}" if words else ""
+    return f"rank {rank} of {world_size}, {death.who}, at step {reached:,}: {cause_of(death)}. Lost: {cost}.{log}"
 
 
 def told(deaths: Sequence[Death]) -> str:

@@ -181,6 +181,7 @@ class Overseer(SchedulerPlugin):
             death = self._death(msg["worker"])
             if death.exitcode is None:
                 death.exitcode, death.oom_kill, death.trace = msg["exitcode"], msg["oom_kill"], msg["trace"]
+                death.lines = msg.get("lines", [])
 
     def _death(self, worker: str) -> Death:
         if worker not in self.deaths or worker in self._alive:

@@ -15,10 +15,12 @@ import psutil
 from distributed.diagnostics.plugin import NannyPlugin
 
 from daskdl.execution.obituary import trace_of
+from daskdl.tracking.logs import read_lines
 
 EXITS = "daskdl-exits"  # the Dask event topic on which nannies tell how processes ended
 LOOK_SECONDS = 0.25  # between two looks at a process
 TRACE, TRACE_BYTES = "daskdl-trace", 1 << 20  # in the worker's folder, which its nanny removes
+LAST_LINES = 50  # of what a rank said, of a worker that died
 
 
 class Witness(NannyPlugin):
@@ -62,6 +64,7 @@ class Witness(NannyPlugin):
         with suppress(OSError, TypeError), open(os.path.join(held.worker_dir, TRACE), errors="replace") as file:
             text = file.read(TRACE_BYTES)
         about = {"exitcode": held.process.exitcode, "oom_kill": kills > 0, "trace": trace_of(text)}
+        about["lines"] = read_lines(held.worker_dir)[-LAST_LINES:] if held.worker_dir else []
         nanny._ongoing_background_tasks.call_soon(_send, nanny, {"worker": held.worker_address, **about})
 
 

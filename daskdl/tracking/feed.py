@@ -43,6 +43,12 @@ class Feed:
         self._draining = False
         client.subscribe_topic(TOPIC, self._on_event)
 
+    @property
+    def client(self) -> Client | None:
+        """The client, while it is connected."""
+        client = self._client()
+        return client if client is not None and client.status == "running" else None
+
     def add(self, run_id: str, receiver: Receiver) -> None:
         """Give the messages that workers send for ``run_id`` to ``receiver``."""
         self._receivers[run_id] = receiver

@@ -9,11 +9,13 @@ import os
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from daskdl.tracking.environment import describe_environment
 from daskdl.tracking.folder import Folder, new_id, resolve_root, set_root
+from daskdl.tracking.logs import Line, lines_of
 from daskdl.tracking.plain import plain, shorten
 from daskdl.tracking.record import RunRecord
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Run", "load_run", "runs", "set_root"]
 
 ENDED = ("finished", "failed", "stopped")
+MAX_LINES = 20_000  # of what ranks say
 
 _reserved: list[str] = []  # the id of the next run of this process, where another process has named it
 
@@ -62,6 +65,7 @@ class Run:
         self._from_workers: Counter[int] = Counter()  # messages, by the generation of the gang
         self._order: Any = None
         self._follower: Client | None = None
+        self._lines: list[Line] = []  # of workers that are not asked any more
         self.asked_to_stop: str | None = None
         self._changed = threading.Condition()
 
@@ -285,6 +289,39 @@ class Run:
         """List the artifacts by their path inside the folder."""
         return Folder(self.folder).names()
 
+    def keep_lines(self, lines: list[Line]) -> None:
+        """Keep what ranks have printed and logged, for :meth:`logs`; of too many the newest."""
+        with self._changed:
+            self._lines = sorted([*self._lines, *lines], key=lambda line: line["time"])[-MAX_LINES:]
+
+    def logs(self) -> pd.DataFrame:
+        """Return what the ranks have printed and logged: from their workers while the run lasts, kept with it after.
+
+        Of each rank the newest lines are there, some thousands; what it prints is still seen where its worker's output
+        goes. Without a cluster there are none, for they are seen in the notebook.
+
+        Returns
+        -------
+        DataFrame
+            One row a line: ``time`` (UTC), ``rank``, ``level`` (``stdout``, ``stderr``, ``WARNING``, ...), ``text``.
+
+        Examples
+        --------
+        >>> run.logs().query("rank == 1").tail()  # doctest: +SKIP
+        """
+        import pandas as pd
+
+        lines = list(self._lines)
+        client = self._feed.client if self._feed is not None and self.state not in ENDED else None
+        if client is not None:
+            lines += [line for said in client.run(lines_of, self.id, on_error="ignore").values() for line in said or ()]
+        elif not lines:
+            with suppress(FileNotFoundError), self.open("logs.jsonl", "r") as file:
+                lines = [json.loads(line) for line in file]
+        frame = pd.DataFrame(lines, columns=["time", "rank", "level", "text"]).sort_values("time", ignore_index=True)
+        frame["time"] = pd.to_datetime(frame["time"].astype("float64"), unit="s", utc=True)
+        return frame
+
     def remember_order(self, order: Any) -> None:
         """Keep the sample order of the run, for :meth:`audit`."""
         self._order = order
@@ -293,6 +330,8 @@ class Run:
         files = {}
         if self.record.ranks is not None:
             files["ranks.json"] = json.dumps(dataclasses.asdict(self.record.ranks)).encode()
+        if self._lines:
+            files["logs.jsonl"] = "".join(json.dumps(line) + "\n" for line in self._lines).encode()
         if self._order is not None:
             from daskdl.data.audit import order_to_bytes
 

@@ -7,7 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from distributed import get_worker
 
 from daskdl.execution import spmd
 from daskdl.execution.words import REGROUP, STOP, take_word, word_for
+from daskdl.tracking.logs import recording
 from daskdl.tracking.record import TOPIC
 from daskdl.training.bins import Cuts, rows_with_cuts, same_cuts
 from daskdl.training.checkpoint_writer import CheckpointWriter
@@ -105,8 +106,9 @@ def boost_rank(
         writer = CheckpointWriter(CheckpointFolder(rules.path, rules.storage_options), rules, log.event, commit.step)
     xgboost.core._LIB.XGBRegisterLogCallback(_log_line)  # of this thread; without one it writes to stderr
     rounds = _Rounds(config, run, log, rules, writer, commit)
+    recorded = recording(get_worker().local_directory, run, rank) if send is None else nullcontext()
     try:
-        with _communicator(rank, world_size):
+        with recorded, _communicator(rank, world_size):
             rounds.bin(blocks, validation)
             word = rounds.boost()
     finally:

@@ -23,7 +23,7 @@ from daskdl.workers import workers_of
 
 SESSION_FILE = "session.json"  # in the run's folder: scheduler and process, while they last
 LOG_FILE = "log.txt"
-START_SECONDS = 30.0  # that a run may take to begin before it is returned all the same
+START_SECONDS = 60.0  # that a run may take to begin before it is returned all the same
 
 
 def in_background(client: Client | None, function: Callable[..., Any], *args: Any) -> Run:

@@ -23,6 +23,7 @@ from daskdl.execution.overseer import deaths_of, explained, watched
 from daskdl.execution.ranks import steps_begun
 from daskdl.execution.seats import Seats
 from daskdl.execution.words import REGROUP, STOP, put_word, take_word
+from daskdl.tracking.logs import take_lines
 from daskdl.tracking.run import Run
 from daskdl.training.checkpoints import CheckpointFolder
 from daskdl.training.commit import Commit, commit_step, forget_commit, take_commit
@@ -139,6 +140,8 @@ class Gangs:
                     thread.join()
                 if self._greeting is not None:
                     self._greeting.join()
+                said = call_workers(self.client, take_lines, self.run.id, workers=self.workers)
+                self.run.keep_lines([line for lines in said.values() if isinstance(lines, list) for line in lines])
                 call_workers(self.client, _forget, self.run.id, workers=self.workers)
 
     def _gang(self, function: Callable[..., Answer], args: tuple[Any, ...], rank_args: Any) -> Answer:
@@ -200,6 +203,8 @@ class Gangs:
                 begun = _numbers(call_workers(self.client, steps_begun, workers=survivors))
                 reached = max(step, self.run.record.step if not begun else began + max(0, *begun.values()) - 1)
                 for death in deaths_of(self.client, gone):
+                    death.lines = [line for line in death.lines if line["run"] == self.run.id]
+                    self.run.keep_lines(death.lines)
                     text = report(death, ranks.index(death.address), len(ranks), reached, step)
                     self.run.event("cause", text, step)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from daskdl.execution import spmd
 from daskdl.execution.progress import end_progress
 from daskdl.preflight.facts import facts_of_rows
 from daskdl.preflight.findings import worth_saying
+from daskdl.tracking.logs import recording
 from daskdl.tracking.record import TOPIC
 from daskdl.tracking.run import Run
 from daskdl.training.checkpoints import Checkpoints
@@ -210,6 +211,7 @@ def rank_main(
     from daskdl.training.context import Context, Regrouping
 
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if send is None else (0, 1)
+    recorded = recording(get_worker().local_directory, feed.run, rank) if send is None else nullcontext()
     send = send or partial(get_worker().log_event, TOPIC)  # here, as threads of a task do not know their worker
     orders = (feed.order, feed.validation_order)
     batches = [
@@ -223,7 +225,7 @@ def rank_main(
     ]
     if commit is not None and commit.step:
         put_commit(feed.run, commit)
-    with torch.random.fork_rng():
+    with recorded, torch.random.fork_rng():
         torch.manual_seed(feed.order.seed * 1_000_003 + rank)
         if isinstance(feed.order, VirtualOrder):
             torch.set_num_threads(1)  # sums depend on how many threads share them; the gang puts back what was

@@ -54,7 +54,7 @@ class TensorBatch:
 def seed_torch(seed: int, device: torch.device) -> None:
     """Set torch's random state on the CPU and on this device.
 
-    ``torch.manual_seed`` notes the caller's whole stack wherever CUDA is not in use, which costs more than a small layer.
+    ``torch.manual_seed`` notes the caller's whole stack wherever CUDA is not in use, which costs more than a layer.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
