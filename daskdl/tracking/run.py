@@ -393,7 +393,7 @@ class Run:
         return frame
 
     def plot(self, **options: Any) -> Any:
-        """Draw the curves; see :func:`daskdl.plotting.plot_run`."""
+        """Draw the curves, losses on a log scale with ``logy=True``; see :func:`daskdl.plotting.plot_run`."""
         from daskdl.plotting import plot_run
 
         return plot_run(self, **options)
