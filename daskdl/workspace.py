@@ -10,10 +10,11 @@ LAUNCHER = "dask-dashboard-launcher"  # the JupyterLab extension's name for its 
 PANES = {
     "individual-training": "Training",
     "individual-task-stream": "Task Stream",
+    "individual-training-breakdown": "Training Breakdown",
     "individual-progress": "Progress",
     "individual-workers-memory": "Workers Memory",
 }
-"""Route of the dashboard -> label, the training curves first."""
+"""Route of the dashboard -> label, the training curves first; the last two share a place."""
 
 
 def workspace(dashboard_url: str, notebook: str | None) -> dict[str, Any]:
@@ -52,9 +53,9 @@ def setting_overrides(dashboard_url: str) -> dict[str, Any]:
 
 
 def _layout(main: str) -> dict[str, Any]:
-    training, stream, progress, memory = (_area(_pane(route)) for route in PANES)
-    lower = _split("horizontal", [0.55, 0.45], [progress, memory])
-    panes = _split("vertical", [0.42, 0.3, 0.28], [training, stream, lower])
+    training, stream, breakdown, *rest = map(_pane, PANES)
+    lower = _split("horizontal", [0.55, 0.45], [_area(breakdown), _area(*rest)])
+    panes = _split("vertical", [0.45, 0.27, 0.28], [_area(training), _area(stream), lower])
     return {
         "main": {"dock": _split("horizontal", [0.45, 0.55], [_area(main), panes]), "current": main},
         "down": {"size": 0, "widgets": []},
@@ -68,8 +69,8 @@ def _pane(route: str) -> str:
     return f"{LAUNCHER}:/{route}"
 
 
-def _area(widget: str) -> dict[str, Any]:
-    return {"type": "tab-area", "currentIndex": 0, "widgets": [widget]}
+def _area(*widgets: str) -> dict[str, Any]:
+    return {"type": "tab-area", "currentIndex": 0, "widgets": list(widgets)}
 
 
 def _split(orientation: str, sizes: list[float], children: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,9 @@
-"""Take the picture of the README: `daskdl lab` with the quickstart run to its end, in a headless Chromium."""
+"""Take the pictures of the README and the guide, of real trainings, in a headless Chromium.
+
+``python docs/screenshot.py [lab] [training]``: `lab.png` is `daskdl lab` with the quickstart run to its end;
+`training-light.png` and `training-dark.png` are the Training page with three runs on four workers, of which one is
+killed in the second and another has something else to do in the third.
+"""
 
 from __future__ import annotations
 
@@ -9,41 +14,115 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parent.parent
-PICTURE = ROOT / "docs" / "images" / "lab.png"
+IMAGES = ROOT / "docs" / "images"
 CELLS = len(json.loads((ROOT / "notebooks" / "00_quickstart.ipynb").read_text())["cells"])
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
 
 def main() -> None:
-    """Start a lab in an empty folder, run all cells, save the picture, end the lab."""
+    """Take the pictures that are asked for, or all."""
+    pictures: dict[str, Callable[[Any], None]] = {"lab": lab, "training": training}
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        for name in sys.argv[1:] or pictures:
+            pictures[name](browser)
+        browser.close()
+
+
+def lab(browser: Any) -> None:
+    """Start a lab in an empty folder, run all cells, save the picture, end the lab."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "notebooks", Path(folder) / "notebooks")
         command = [sys.executable, "-m", "daskdl.cli", "lab", "--no-browser", "--port", "0", "--dashboard-port", "0"]
-        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as lab:
-            assert lab.stdout is not None
-            url = next(found[0] for line in lab.stdout if (found := re.findall(r"http://\S+/lab/\S+", line)))
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-                page = browser.new_page(viewport={"width": 1800, "height": 1050})
-                page.goto(url)
-                page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=60_000)
-                page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
-                page.locator(".jp-Notebook .jp-Cell").first.click()
-                page.keyboard.press("Escape")
-                for _ in range(CELLS):
-                    page.keyboard.press("Shift+Enter")
-                    page.wait_for_timeout(500)
-                page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=180_000)
-                page.wait_for_timeout(3_000)
-                page.screenshot(path=PICTURE)
-                browser.close()
-            lab.send_signal(signal.SIGINT)
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            url = next(found[0] for line in process.stdout if (found := re.findall(r"http://\S+/lab/\S+", line)))
+            page = browser.new_page(viewport={"width": 1800, "height": 1050})
+            page.goto(url)
+            page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=60_000)
+            page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+            page.locator(".jp-Notebook .jp-Cell").first.click()
+            page.keyboard.press("Escape")
+            for _ in range(CELLS):
+                page.keyboard.press("Shift+Enter")
+                page.wait_for_timeout(500)
+            page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=180_000)
+            page.wait_for_timeout(3_000)
+            page.screenshot(path=IMAGES / "lab.png")
+            page.close()
+            process.send_signal(signal.SIGINT)
+
+
+def training(browser: Any) -> None:
+    """Train three networks on flights; take the pictures during the last."""
+    import daskdl
+
+    with tempfile.TemporaryDirectory() as folder:
+        client = daskdl.connect("cpu", n_workers=4, dashboard_address="127.0.0.1:0", runs=folder)
+        train = client.persist(daskdl.datasets.flights_split(daskdl.datasets.flights()))[0]
+        address = client.dashboard_link.replace("/status", "/individual-training")
+        pages = {}
+        for theme in ("light", "dark"):
+            pages[theme] = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=theme)
+            pages[theme].goto(address)
+        _fit(train, "small network", 800, epochs=2, batch_size=512)
+        _fit(train, "network", 1_300, lambda: client.run(_die, workers=_one(client), wait=False), epochs=4)
+        last = _fit(train, "network, again", 500, lambda: client.run(_be_busy, workers=_one(client)), epochs=20)
+        pages["light"].wait_for_timeout(10_000)
+        for theme, page in pages.items():
+            page.screenshot(path=IMAGES / f"training-{theme}.png")
+            page.close()
+        last.run_.stop()
+        client.shutdown()
+
+
+def _fit(train: Any, name: str, step: int, then: Callable[[], Any] | None = None, **options: Any) -> Any:
+    """Train in the background; at a step do something; wait for the end unless it is far."""
+    import daskdl
+
+    model = daskdl.TorchClassifier(name=name, verbose=0, **options)
+    parts = train.random_split([0.9, 0.1], random_state=0)
+    (X, y), validation = ((part[daskdl.datasets.FLIGHT_FEATURES], part[daskdl.datasets.LABEL]) for part in parts)
+    options = {"validation_data": validation}
+    thread = threading.Thread(target=model.fit, args=(X, y), kwargs=options, daemon=True)
+    thread.start()
+    while thread.is_alive() and (not hasattr(model, "run_") or model.run_.record.step < step):
+        time.sleep(0.05)
+    if then is not None:
+        then()
+    if model.epochs < 10:
+        thread.join()
+    return model
+
+
+def _one(client: Any) -> list[str]:
+    return sorted(client.scheduler_info()["workers"])[2:3]
+
+
+def _die() -> None:
+    import os
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _be_busy() -> None:
+    """Compute something else beside the training, for ever."""
+
+    def compute() -> None:
+        while True:
+            sum(range(10_000))
+
+    threading.Thread(target=compute, daemon=True).start()
 
 
 if __name__ == "__main__":

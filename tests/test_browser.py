@@ -1,18 +1,27 @@
-"""The quickstart in a real browser: cell by cell, while a curve moves on the Training pane beside it."""
+"""The Training page in a real browser: beside the quickstart in JupyterLab, and by itself."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
+from distributed import Client, LocalCluster
+from messages import end, event, metrics, ranks, start
 from test_lab import running_lab
+
+import daskdl
+from daskdl.dashboard import install
+from daskdl.tracking.record import TOPIC
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = "notebooks/00_quickstart.ipynb"
@@ -27,6 +36,44 @@ POINTS = """() => {
     return Bokeh.documents.flatMap((d) => [...d._all_models.values()])
         .filter((m) => m.type === "ColumnDataSource")
         .reduce((n, m) => n + Object.values(m.data).reduce((k, column) => k + size(column), 0), 0);
+}"""
+
+# first and last step of each loss curve, by the name of its run
+SPANS = """() => {
+    const sources = Bokeh.documents.flatMap((d) => [...d._all_models.values()])
+        .filter((m) => m.type === "ColumnDataSource" && m.data.metric?.includes("train_loss"));
+    return Object.fromEntries(sources.flatMap(({data}) => [...data.run].map((run, i) => [run, [...data.xs[i]]]))
+        .map(([run, xs]) => [run, [xs[0], xs.at(-1)]]));
+}"""
+# WCAG contrast of text and background, of every kind of text on the page; of text on a canvas by its variable
+CONTRASTS = """() => {
+    const context = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+    const light = (color) => {
+        context.fillStyle = color;
+        context.fillRect(0, 0, 1, 1);
+        const [r, g, b] = [...context.getImageData(0, 0, 1, 1).data].slice(0, 3)
+            .map((v) => v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const background = light(getComputedStyle(document.body).backgroundColor);
+    const contrast = (color) => {
+        const [a, b] = [light(color), background].sort((x, y) => y - x);
+        return (a + 0.05) / (b + 0.05);
+    };
+    const found = {};
+    const visit = (node, host) => {
+        for (const element of node.querySelectorAll("*")) {
+            if (element.shadowRoot) visit(element.shadowRoot);
+            const words = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+            if (words && element.checkVisibility() && !["STYLE", "SCRIPT"].includes(element.tagName))
+                found[`${element.tagName} ${element.className} ${element.innerText}`.slice(0, 60)] =
+                    contrast(getComputedStyle(element).color);
+        }
+    };
+    visit(document.body);
+    for (const name of ["--bk-text-color", "--bk-major-label-text-color"])
+        found[name] = contrast(getComputedStyle(document.documentElement).getPropertyValue(name));
+    return found;
 }"""
 
 pytestmark = [pytest.mark.browser, pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -49,6 +96,22 @@ def page() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield browser.new_page(viewport={"width": 1800, "height": 1050})
         browser.close()
+
+
+@pytest.fixture
+def dashboard() -> Iterator[tuple[Client, str]]:
+    """A scheduler without workers that has the page, and the address of its dashboard."""
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        install(client)
+        yield client, f"http://127.0.0.1:{cluster.scheduler.http_server.port}"
+
+
+def tell(client: Client, *messages: dict[str, Any]) -> None:
+    for message in messages:
+        client.log_event(TOPIC, message)
 
 
 @pytest.fixture
@@ -77,6 +140,80 @@ def test_the_quickstart_runs_and_its_curve_moves(page: Any, folder: Path) -> Non
             assert eventually(page, lambda n=executed: note(training, sizes) and ran(page) == n, CELL_SECONDS)
             assert page.locator(f".jp-Notebook {ERROR}").all_inner_texts() == []
         assert len(sizes) >= 4, f"the curve on the Training pane did not move: its data had the sizes {sorted(sizes)}"
+
+
+def test_the_stop_button_stops_a_training(page: Any) -> None:
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(3_000, 4)), columns=list("abcd"))
+    client = daskdl.connect("cpu", n_workers=2, dashboard_address="127.0.0.1:0")
+    with client.as_current():
+        classifier = daskdl.TorchClassifier(epochs=100_000, verbose=0)
+        fit = threading.Thread(target=classifier.fit, args=(X, (X.a > 0).astype(int)))
+        fit.start()
+        open_page(page, client.dashboard_link.replace("/status", "/individual-training"))
+        page.get_by_role("button", name="Stop", exact=True).click(timeout=60_000)
+        assert eventually(page, lambda: not fit.is_alive(), 30)
+        assert classifier.run_.state == "stopped"
+        assert "the stop button of the Training page" in classifier.run_.error
+        page.locator("td b.stopped").wait_for(timeout=10_000)
+    client.shutdown()
+
+
+def test_who_opens_the_page_late_sees_the_whole_history(page: Any, dashboard: tuple[Client, str]) -> None:
+    client, url = dashboard
+    n = 20_000
+    for run, last in (("first", n // 2), ("second", n)):
+        points = [[s, {"train_loss": 1 / (s + 1), "rows_per_s": 1e6}] for s in range(last)]
+        parts = [metrics(run, *points[i : i + 1_000]) for i in range(0, last, 1_000)]
+        tell(client, start(run, run, steps=n), *parts, event(run, "worker_lost", 700, "tcp://1 left"), end(run))
+    open_page(page, f"{url}/individual-training")
+    spans = page.evaluate(SPANS)
+    assert spans == {"first": [0, n // 2 - 1], "second": [0, n - 1]}
+    assert page.locator("td b.finished").count() == 2
+    tell(client, start("third", "third"), metrics("third", [1, {"train_loss": 0.5}], [2, {"train_loss": 0.4}]))
+    assert eventually(page, lambda: page.evaluate(SPANS).get("third") == [1, 2], 10), "and what comes after"
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_everything_can_be_read_in_both_themes(page: Any, dashboard: tuple[Client, str], theme: str) -> None:
+    client, url = dashboard
+    step = ranks(
+        {"data": 0.05, "forward": 0.01, "backward": 0.02}, {"forward": 0.01, "backward": 0.02, "all-reduce": 0.05}
+    )
+    for run, last in (("a", end("a")), ("b", end("b", "failed", "boom")), ("c", end("c", "stopped")), ("d", None)):
+        points = metrics(
+            run, [1, {"train_loss": 1.0, "val_auc": 0.6, "grad_norm": 1.0}], [2, {"val_auc": 0.7}], ranks=step
+        )
+        tell(client, start(run, run), points, event(run, "worker_lost", 1), *([last] if last else []))
+    page.emulate_media(color_scheme=theme)
+    open_page(page, f"{url}/individual-training")
+    page.get_by_text("is the straggler").wait_for()
+    contrasts = page.evaluate(CONTRASTS)
+    assert len(contrasts) > 25
+    assert {text: round(value, 1) for text, value in contrasts.items() if value < 4.5} == {}
+    page.emulate_media(color_scheme="light" if theme == "dark" else "dark")
+    assert eventually(page, lambda: page.evaluate("document.documentElement.dataset.theme") != theme, 5)
+
+
+def test_a_pane_follows_the_theme_of_jupyterlab(page: Any, dashboard: tuple[Client, str]) -> None:
+    url = dashboard[1]
+    page.emulate_media(color_scheme="light")
+    page.goto(f"{url}/individual-training-runs")
+    page.evaluate("""() => {
+        document.body.dataset.jpThemeLight = "false";  // as JupyterLab says that its theme is dark
+        document.body.innerHTML = '<iframe src="individual-training-loss"></iframe>';
+    }""")
+    frame = pane(page, "individual-training-loss")
+    assert frame.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.evaluate("() => { document.body.dataset.jpThemeLight = 'true' }")
+    assert eventually(page, lambda: frame.evaluate("document.documentElement.dataset.theme") == "light", 5)
+
+
+def open_page(page: Any, url: str) -> None:
+    """Open a page of the dashboard and wait until Bokeh has drawn it."""
+    page.goto(url)
+    page.wait_for_function("() => window.Bokeh && Bokeh.documents.length > 0", timeout=60_000)
+    page.wait_for_timeout(500)
 
 
 def eventually(page: Any, condition: Callable[[], object], seconds: float) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -11,6 +11,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from daskdl.tracking.record import TOPIC, RunRecord
 
 if TYPE_CHECKING:
+    from bokeh.document import Document
     from bokeh.server.tornado import BokehTornado
     from distributed import Scheduler
 
@@ -18,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 NAME = "daskdl"
 TITLE = "Training"
-URL = "/individual-daskdl-training"
-LISTED_URL = "/individual-training"  # the same page; JupyterLab makes its label, "Training", from the address
+URL = "/individual-training"  # JupyterLab makes the label, "Training", from the address
+MENU_URL = "/individual-daskdl-training"  # the same page; where it was before
 MAX_RUNS = 50
 
 
@@ -64,37 +65,40 @@ class TrainingPlugin(SchedulerPlugin):
 
 
 def add_page(scheduler: Scheduler) -> None:
-    """Serve the page on a scheduler that already runs and list it in its menu; once, however often called.
+    """Serve the page and its panels on a scheduler that already runs; once, however often called.
+
+    JupyterLab lists all of them; the menu of the dashboard has the whole page only.
 
     Dask builds its Bokeh server before any plugin starts, so this extends that server from outside. It
     leans on Bokeh's ``BokehTornado._applications``, which has no public way to add an application.
     """
-    from bokeh.application import Application
-    from bokeh.application.handlers.function import FunctionHandler
-    from bokeh.server.contexts import ApplicationContext
     from bokeh.server.tornado import BokehTornado
     from distributed.dashboard.scheduler import template_variables
-    from tornado.ioloop import IOLoop
 
-    from daskdl.dashboard.page import training_doc
+    from daskdl.dashboard.page import documents
 
     servers = (a for a in scheduler.http_application.applications if isinstance(a, BokehTornado))
     server = next(servers, None)
-    if server is None or LISTED_URL in server.app_paths:
+    if server is None or URL in server.app_paths:
         return
-    application = Application(FunctionHandler(partial(training_doc, scheduler)))
-    context = ApplicationContext(application, io_loop=IOLoop.current(), url=LISTED_URL)
-    server._applications[LISTED_URL] = context  # type: ignore[index]
-    for url in (URL, LISTED_URL):
-        _serve(server, url, context)
+    for url, draw in documents(scheduler).items():
+        _serve(server, url, draw, [url, MENU_URL] if url == URL else [url])
     menu = template_variables(scheduler)["plots"]
-    menu.append({"url": URL.strip("/"), "name": TITLE})
+    menu.append({"url": MENU_URL.strip("/"), "name": TITLE})
     menu.sort(key=lambda plot: plot["name"])
 
 
-def _serve(server: BokehTornado, url: str, context: Any) -> None:
+def _serve(server: BokehTornado, listed: str, draw: Callable[[Document], None], urls: list[str]) -> None:
+    """Draw at some addresses, one of which JupyterLab lists."""
+    from bokeh.application import Application
+    from bokeh.application.handlers.function import FunctionHandler
+    from bokeh.server.contexts import ApplicationContext
     from bokeh.server.urls import per_app_patterns
+    from tornado.ioloop import IOLoop
 
-    base = server.prefix + url
-    options = {"application_context": context, "bokeh_websocket_path": f"{base}/ws"}
-    server.add_handlers(r".*", [(base + path, handler, dict(options)) for path, handler, *_ in per_app_patterns])
+    context = ApplicationContext(Application(FunctionHandler(draw)), io_loop=IOLoop.current(), url=listed)
+    server._applications[listed] = context  # type: ignore[index]
+    for url in urls:
+        base = server.prefix + url
+        options = {"application_context": context, "bokeh_websocket_path": f"{base}/ws"}
+        server.add_handlers(r".*", [(base + path, handler, dict(options)) for path, handler, *_ in per_app_patterns])

@@ -1,11 +1,12 @@
-"""What the Training page shows, as plain data: pure functions of records, no Bokeh."""
+"""What the Training page shows of runs, as plain data: pure functions of records, no Bokeh."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -14,16 +15,55 @@ from daskdl.tracking.colors import ALERT, PALETTE, STATE_COLORS
 from daskdl.tracking.record import RunRecord
 
 POINTS = 300  # per curve; a pane is seldom wider in pixels than twice that
-MARKS = {
-    "early_stop": ("square", 9),
-    "commit": ("circle", 6),
-    "worker_lost": ("x", 11),
-    "cause": ("x", 11),
-    "failed": ("x", 11),
-}
 NOISY = 80  # points from which a curve is smoothed
+LINE = ("xs", "ys", "color", "dash", "width", "alpha", "run", "metric")
+MARK = ("x", "y", "marker", "size", "fill", "line", "event", "text")
+MARKS = {
+    "best": ("star", 15, "★", "best"),
+    "commit": ("circle", 7, "●", "commit"),
+    "resize": ("triangle", 9, "▲", "joined"),
+    "resumed": ("inverted_triangle", 9, "▼", "resumed"),
+    "early_stop": ("square", 8, "■", "early stop"),
+    "stopped": ("square_x", 10, "☒", "stopped"),
+    "worker_lost": ("x", 11, "✕", "lost"),
+    "cause": ("x", 11, "✕", "lost"),
+    "failed": ("x", 11, "✕", "failed"),
+}
+"""Event -> marker of Bokeh, its size, the same as a letter, and what it means."""
+LINE_COLORS = {"x": ALERT, "square_x": STATE_COLORS["stopped"]}  # of those that are all line
+OUTLINE = "#767c86"  # of the others: to be seen on a curve of their color, on white and on black
 
 Colored = list[tuple[str, RunRecord]]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What there is to be seen, and how it is wanted.
+
+    Attributes
+    ----------
+    runs : list of (str, RunRecord)
+        Color and record of the runs whose curves are drawn, oldest first.
+    records : list of RunRecord
+        All runs, oldest first.
+    now : float
+        Seconds since the epoch.
+    smooth, log : bool
+        Whether curves are smoothed, and whether the loss has a logarithmic axis.
+    """
+
+    runs: Colored
+    records: list[RunRecord]
+    now: float
+    smooth: bool = True
+    log: bool = False
+
+
+def scene(records: list[RunRecord], now: float, chosen: Collection[str] = (), **how: bool) -> Scene:
+    """Return the scene of the chosen runs, or of the newest ones, as many as there are colors."""
+    color = colors(records)
+    drawn = [r for r in records if r.id in chosen] or records[-len(PALETTE) :]
+    return Scene([(color[r.id], r) for r in drawn], records, now, **how)
 
 
 def colors(records: Iterable[RunRecord]) -> dict[str, str]:
@@ -31,10 +71,16 @@ def colors(records: Iterable[RunRecord]) -> dict[str, str]:
     return {record.id: PALETTE[i % len(PALETTE)] for i, record in enumerate(records)}
 
 
-def recent(records: list[RunRecord]) -> Colored:
-    """Return the newest runs with their colors, as many as there are colors."""
-    color = colors(records)
-    return [(color[r.id], r) for r in records[-len(PALETTE) :]]
+def columns(keys: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> dict[str, list[Any]]:
+    """Return rows as the columns of a source."""
+    data: dict[str, list[Any]] = {key: [] for key in keys}
+    for row in rows:
+        for key, value in zip(keys, row, strict=True):
+            data[key].append(value)
+    return data
+
+
+# curves
 
 
 def losses(record: RunRecord) -> list[str]:
@@ -52,23 +98,20 @@ def common_score(runs: Colored) -> str | None:
     return max(found, key=lambda n: (n.startswith("val"), found[n]), default=None)
 
 
-def curves(runs: Colored, names: Callable[[RunRecord], list[str]] | None) -> dict[str, list[Any]]:
-    """Return the columns of a multi-line source, one row a curve; validation losses are dashed.
+def lines(color: str, record: RunRecord, names: Iterable[str], smoothed: bool = True) -> list[tuple[Any, ...]]:
+    """Return a row of ``LINE`` for each curve of a run; validation losses are dashed.
 
     A curve of many points is drawn twice: as it is, pale and thin, and on top the mean of its neighbourhood.
     """
-    keys = ("xs", "ys", "color", "dash", "width", "alpha", "run", "metric")
-    data: dict[str, list[Any]] = {key: [] for key in keys}
-    for color, record in runs:
-        for name in names(record) if names else ():
-            steps, values = record.curves[name].xy(limit=POINTS)
-            values = [v if math.isfinite(v) else math.nan for v in values]
-            dash = "dashed" if name.startswith("val") and names is losses else "solid"
-            lines = [(values, 2, 1.0)] if len(values) < NOISY else [(values, 1, 0.3), (smooth(values), 2, 1.0)]
-            for ys, width, alpha in lines:
-                for key, value in zip(keys, (steps, ys, color, dash, width, alpha, record.name, name), strict=True):
-                    data[key].append(value)
-    return data
+    rows: list[tuple[Any, ...]] = []
+    for name in names:
+        steps, values = record.curves[name].xy(limit=POINTS)
+        values = [v if math.isfinite(v) else math.nan for v in values]
+        dash = "dashed" if name.startswith("val") and summary.lower_is_better(name) else "solid"
+        noisy = smoothed and len(values) >= NOISY
+        drawn = [(values, 1, 0.3), (smooth(values), 2, 1.0)] if noisy else [(values, 2, 1.0)]
+        rows += [(steps, ys, color, dash, width, alpha, record.name, name) for ys, width, alpha in drawn]
+    return rows
 
 
 def smooth(values: list[float]) -> list[float]:
@@ -82,32 +125,47 @@ def smooth(values: list[float]) -> list[float]:
     return means
 
 
-def marks(runs: Colored) -> dict[str, list[Any]]:
-    """Return the columns of a scatter source: events, at the height of the loss of their step."""
-    data: dict[str, list[Any]] = {key: [] for key in ("x", "y", "marker", "size", "fill", "line", "event", "text")}
-    for color, record in runs:
-        events = list(record.events)
-        if record.state == "failed":
-            events.append({"event": "failed", "text": record.error, "step": record.step})
-        for event in events:
-            y = _loss_at(record, event["step"])
-            if event["event"] not in MARKS or y is None:
-                continue
-            marker, size = MARKS[event["event"]]
-            line = ALERT if marker == "x" else "white"  # a cross is all line
-            row = (event["step"], y, marker, size, color, line, event["event"], event["text"] or "")
-            for key, value in zip(data, row, strict=True):
-                data[key].append(value)
-    return data
+# marks
 
 
-def _loss_at(record: RunRecord, step: int | None) -> float | None:
+def best_marks(color: str, record: RunRecord, names: Iterable[str]) -> list[tuple[Any, ...]]:
+    """Return a row of ``MARK`` at the best step of each validation curve."""
+    rows = []
+    for name in names:
+        curve = record.curves[name]
+        point = curve.low if summary.lower_is_better(name) else curve.high
+        if name.startswith("val") and point is not None and math.isfinite(point[1]):
+            rows.append(_mark("best", *point, color, f"{name} {summary.number(point[1])}"))
+    return rows
+
+
+def event_marks(color: str, record: RunRecord) -> list[tuple[Any, ...]]:
+    """Return a row of ``MARK`` for each event that names a step, at the height of the loss there."""
+    events = [e for e in record.events if e["event"] in MARKS and e["step"] is not None]
+    if record.state in ("failed", "stopped"):
+        events.append({"event": record.state, "text": record.error, "step": record.step})
     names = losses(record)
-    if step is None or not names:
-        return None
+    if not events or not names:
+        return []
     steps, values = record.curves[names[0]].xy()
-    at = max(0, bisect_right(steps, step) - 1)
-    return values[at] if math.isfinite(values[at]) else None
+    heights = [values[max(0, bisect_right(steps, event["step"]) - 1)] for event in events]
+    found = [(event, y) for event, y in zip(events, heights, strict=True) if math.isfinite(y)]
+    return [_mark(event["event"], event["step"], y, color, event["text"] or "") for event, y in found]
+
+
+def _mark(event: str, step: int, y: float, color: str, text: str) -> tuple[Any, ...]:
+    marker, size, _, words = MARKS[event]
+    return (step, y, marker, size, color, LINE_COLORS.get(marker, OUTLINE), words, text)
+
+
+def key_of_marks(rows: Iterable[tuple[Any, ...]]) -> str:
+    """Return what the marks in use mean: ``★ best  ✕ lost``."""
+    used = {row[MARK.index("event")] for row in rows}
+    found = {words: f"{letter} {words}" for _, _, letter, words in MARKS.values() if words in used}
+    return "  ".join(found.values())
+
+
+# the table of runs
 
 
 def table(records: list[RunRecord], now: float) -> str:
@@ -124,7 +182,7 @@ def _row(record: RunRecord, color: str, now: float) -> str:
     cells = {
         "run": f'<i style="background:{color}"></i>{escape(record.name or record.id)}',
         "algorithm": escape(record.algorithm),
-        "state": f'<b style="color:{STATE_COLORS.get(record.state, "inherit")}">{escape(record.state)}</b>',
+        "state": f'<b class="{escape(record.state)}">{escape(record.state)}</b>',
         "progress": _progress(record, color),
         "left": _left(record, now),
         "step": f"{record.step:,}",
@@ -132,13 +190,28 @@ def _row(record: RunRecord, color: str, now: float) -> str:
         "best": f"{summary.number(top[2])} <small>{escape(top[0])}</small>" if top else summary.NONE,
     }
     row = "".join(f'<td class="{name}">{html}</td>' for name, html in cells.items())
-    error = (
-        f'<tr class="error"><td colspan="8">{escape(record.error.splitlines()[0])}</td></tr>' if record.error else ""
-    )
-    return f'<tr title="{escape(record.id)}">{row}</tr>{error}'
+    return f'<tr title="{escape(record.id)}">{row}</tr>{_remark(record)}'
+
+
+def _remark(record: RunRecord) -> str:
+    """Return a row for the error, or for the last news of a run that goes on."""
+    kind, text = ("error", record.error) if record.error else ("news", _last_news(record))
+    if not text:
+        return ""
+    line = escape(text.splitlines()[0])
+    return f'<tr class="{kind}" title="{escape(text)}"><td colspan="8">{line}</td></tr>'
+
+
+def _last_news(record: RunRecord) -> str:
+    if record.state != "running":
+        return ""
+    told = summary.news(record, 1)
+    return told[0][1] if told else ""
 
 
 def _progress(record: RunRecord, color: str) -> str:
+    if record.state == "running" and not record.step:
+        return "<small>preparing</small>"
     done = record.progress
     if done is None:
         return summary.NONE
@@ -149,3 +222,27 @@ def _left(record: RunRecord, now: float) -> str:
     if record.state == "running":
         return summary.duration(record.seconds_left(now))
     return f"<small>took {summary.duration(summary.seconds_of(record))}</small>"
+
+
+# words
+
+
+def key_of_runs(runs: Colored) -> str:
+    """Return the names of runs with their colors, as HTML, newest first."""
+    names = (
+        f'<span><i style="background:{color}"></i>{escape(record.name or record.id)}</span>'
+        for color, record in reversed(runs)
+    )
+    return f'<div class="key">{"".join(names)}</div>'
+
+
+def preparing(runs: Colored) -> str:
+    """Return what the newest run does before its first step, as HTML; nothing if there are curves."""
+    if not runs or any(record.curves for _, record in runs):
+        return ""
+    record = runs[-1][1]
+    name = f"<b>{escape(record.name or record.id)}</b>"
+    if record.state != "running":
+        return f"<span>{name} is {escape(record.state)}; it said nothing of a loss.</span>"
+    last = escape(record.events[-1]["text"] or "") if record.events else "its data is brought to the workers"
+    return f"<em></em><span>{name} prepares for its first step</span><small>{last}</small>"

@@ -6,6 +6,7 @@ import math
 from html import escape
 
 from daskdl.tracking import summary
+from daskdl.tracking.breakdown import verdict
 from daskdl.tracking.colors import STATE_COLORS, TRAIN, VALIDATION
 from daskdl.tracking.record import RunRecord
 
@@ -19,7 +20,7 @@ def html_card(record: RunRecord, folder: str = "") -> str:
         'border:1px solid color-mix(in srgb,currentColor 22%,transparent);border-radius:6px;padding:.6em .9em">'
         f"{_head(record)}{_bar(record)}{_error(record)}"
         f'<div style="display:flex;flex-wrap:wrap;gap:0 1.6em;align-items:center">{loss_svg(record)}{_facts(record)}'
-        f"</div>{_news(record)}{_params(record)}{_foot(record, folder)}</div>"
+        f"</div>{_verdict(record)}{_news(record)}{_params(record)}{_foot(record, folder)}</div>"
     )
 
 
@@ -100,11 +101,20 @@ def _news(record: RunRecord) -> str:
     return f'<div style="margin:.3em 0;font-size:12px">{"".join(lines)}</div>' if lines else ""
 
 
+def _verdict(record: RunRecord) -> str:
+    """What limited a training that has ended, in a line."""
+    if record.ranks is None or record.state == "running":
+        return ""
+    text = verdict(record.ranks.per_step())
+    return f'<div style="margin:.3em 0;font-size:12px">{escape(text)}</div>' if text else ""
+
+
 def _facts(record: RunRecord) -> str:
+    """Step and newest values; what only tells how training goes comes last."""
     rows = []
     if record.step:
         rows.append(("step", f"{record.step:,}" + (f" of {record.total_steps:,}" if record.total_steps else "")))
-    for name, curve in list(record.curves.items())[:8]:
+    for name, curve in sorted(record.curves.items(), key=lambda item: summary.is_signal(item[0]))[:8]:
         if curve.last is None:
             continue
         if summary.is_speed(name):

@@ -1,4 +1,4 @@
-"""The colors of runs and states and the numbers on axes: one look for page, card and plots."""
+"""The colors of runs, states and phases and the numbers on axes: one look for page, card and plots."""
 
 from __future__ import annotations
 
@@ -6,7 +6,24 @@ PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#2aa5a0", "#9d755d", "#d
 TRAIN, VALIDATION = PALETTE[0], PALETTE[1]
 STATE_COLORS = {"running": "#4c78a8", "finished": "#3a9a5b", "failed": "#d64545", "stopped": "#c98a1b"}
 ALERT = STATE_COLORS["failed"]
+# Colors of Okabe and Ito, and one of IBM's, which people with any color vision can tell apart; "boost" and "backward"
+# are never of one run. https://jfly.uni-koeln.de/color/
+PHASE_COLORS = {
+    "data": "#e69f00",
+    "to device": "#f0e442",
+    "forward": "#56b4e9",
+    "backward": "#0072b2",
+    "boost": "#0072b2",
+    "all-reduce": "#d55e00",
+    "optimizer": "#009e73",
+    "validation": "#cc79a7",
+    "commit": "#785ef0",
+    "other": "#9aa0a6",
+}
+HOST, GPU, PEAK = "#56b4e9", "#009e73", "#8a919c"
 # for Bokeh's CustomJSTickFormatter; its own short numbers call a million "m"
 AXIS_JS = (
     "return tick >= 1e6 ? +(tick / 1e6).toFixed(2) + ' M' : tick >= 1e3 ? +(tick / 1e3).toFixed(2) + ' k' : '' + tick"
 )
+MILLISECONDS_JS = "return tick >= 1e3 ? +(tick / 1e3).toFixed(2) + ' s' : +tick.toPrecision(3) + ' ms'"
+NUMBER_JS = "return '' + +tick.toPrecision(3)"

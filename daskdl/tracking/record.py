@@ -10,7 +10,7 @@ from typing import Any
 from daskdl.tracking.breakdown import Ranks
 
 TOPIC = "daskdl"  # the Dask event topic every message travels on
-MAX_POINTS = 2_000  # per curve; two neighbours are merged into one when a curve grows past it
+MAX_POINTS = 1_500  # per curve; more, and 50 runs of 6 curves do not fit into 50 MiB of the scheduler
 MAX_EVENTS = 500
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client, LocalCluster, get_worker
+from messages import curve, end, event, metrics, ranks, record_of, start
 
 import daskdl
-from daskdl.dashboard import install, view
-from daskdl.dashboard.page import Training, kill_a_worker
+from daskdl.dashboard import install, panels, view
+from daskdl.dashboard.page import Pane, Training, kill_a_worker
 from daskdl.dashboard.plugin import MAX_RUNS, NAME, TrainingPlugin
-from daskdl.tracking.record import TOPIC, RunRecord
+from daskdl.tracking.record import MAX_POINTS, TOPIC
 from daskdl.tracking.run import Run
 
 
@@ -40,28 +41,6 @@ def get(cluster, path):
         return answer.read().decode()
 
 
-def start(run_id, name="flights", algorithm="torch", steps=100, when=0.0):
-    said = {"name": name, "algorithm": algorithm, "params": {}, "total_steps": steps, "num_workers": 1}
-    return {"run": run_id, "kind": "start", "time": when, **said}
-
-
-def metrics(run_id, *points, when=1.0):
-    return {"run": run_id, "kind": "metrics", "time": when, "points": list(points), "epoch": None}
-
-
-def record_of(*messages):
-    record = RunRecord(messages[0]["run"])
-    for message in messages:
-        record.apply(message)
-    return record
-
-
-def curve(run_id="r", n=5, **keys):
-    points = [[s, {"train_loss": 1.0 / (s + 1), "rows_per_s": 100.0}] for s in range(n)]
-    points.append([n, {"val_loss": 0.5, "val_auc": 0.6}])
-    return record_of(start(run_id, **keys), metrics(run_id, *points))
-
-
 def page_of(*records):
     page = Training(lambda: {record.id: record for record in records})
     page.update()
@@ -71,7 +50,12 @@ def page_of(*records):
 # the page on a real dashboard
 
 
-@pytest.mark.parametrize("path", ["individual-daskdl-training", "individual-training"])
+PANES = ["loss", "score", "speed", "breakdown", "memory", "signals", "runs"]
+
+
+@pytest.mark.parametrize(
+    "path", ["individual-daskdl-training", "individual-training", *(f"individual-training-{pane}" for pane in PANES)]
+)
 def test_page_is_served_without_the_navigation_bar(client, cluster, path):
     html = get(cluster, path)
     assert "Dask: Training" in html
@@ -82,12 +66,14 @@ def test_page_is_served_without_the_navigation_bar(client, cluster, path):
 def test_page_is_in_the_menu_once(client, cluster):
     html = get(cluster, "status")
     assert html.count("individual-daskdl-training") == 1
+    assert "individual-training" not in html
 
 
-def test_jupyterlab_finds_it_under_its_name(client, cluster):
+def test_jupyterlab_finds_page_and_panels_under_their_names(client, cluster):
     listed = json.loads(get(cluster, "individual-plots.json"))
-    assert listed["Individual Training"] == "/individual-training"
-    assert sum("training" in url for url in listed.values()) == 1
+    names = {name.removeprefix("Individual "): url for name, url in listed.items() if "training" in url}
+    assert names.pop("Training") == "/individual-training"
+    assert names == {f"Training {pane.title()}": f"/individual-training-{pane}" for pane in PANES}
 
 
 def test_registering_again_keeps_page_and_menu_single(client, cluster):
@@ -168,6 +154,26 @@ def test_plugin_keeps_the_newest_runs_and_those_that_run():
     assert list(plugin.records)[:2] == ["run 1", "run 6"]
 
 
+def test_a_million_steps_of_many_runs_stay_small():
+    names = ("train_loss", "val_loss", "val_auc", "rows_per_s", "grad_norm", "learning_rate")
+    plugin = TrainingPlugin()
+    for run in range(MAX_RUNS):
+        plugin.log_event(TOPIC, start(f"run {run}"))
+        last = 100_000 if run == 0 else MAX_POINTS  # as full as curves can be; a million of each would take minutes
+        for first in range(0, last, 500):
+            points = [[s, {n: float(s) + i for i, n in enumerate(names)}] for s in range(first, first + 500)]
+            plugin.log_event(TOPIC, metrics(f"run {run}", *points))
+    curves = [curve for record in plugin.records.values() for curve in record.curves.values()]
+    assert max(len(curve.points) for curve in curves) == MAX_POINTS
+    objects = {id(thing): thing for curve in curves for point in curve.points for thing in (point, *point)}
+    size = sum(map(sys.getsizeof, objects.values())) + sum(sys.getsizeof(curve.points) for curve in curves)
+    assert size < 50 * 2**20
+    page = Training(lambda: plugin.records)
+    page.update()
+    assert page.source.data["xs"][-1][-1] == MAX_POINTS - 1
+    assert sum(map(len, page.source.data["xs"])) < 4 * len(view.PALETTE) * (view.POINTS + 2)
+
+
 def test_plugin_ignores_what_is_not_a_message():
     plugin = TrainingPlugin()
     for topic, message in [("other", start("r")), (TOPIC, "text"), (TOPIC, {"kind": "start"})]:
@@ -196,27 +202,42 @@ def test_first_run_replaces_the_empty_page():
     assert page.content.visible
 
 
+def test_a_run_without_a_step_says_what_it_prepares():
+    record = record_of(start("r", name="<b>"), event("r", "note", text="4,000,000 rows, 1.2 s"))
+    page = page_of(record)
+    assert page.loss.waiting.visible and not page.loss.figure.visible
+    assert "&lt;b&gt;" in page.loss.waiting.text and "4,000,000 rows" in page.loss.waiting.text
+    assert "preparing" in page.runs.table.text
+    record.apply(metrics("r", [1, {"train_loss": 1.0}]))
+    page.update()
+    assert not page.loss.waiting.visible and page.loss.figure.visible
+
+
+def test_a_run_without_a_loss_leaves_the_place_to_its_scores():
+    page = page_of(record_of(start("r"), metrics("r", [1, {"inertia": 3.0, "rows_per_s": 2.0}])))
+    assert not page.loss.root.visible and page.score.root.visible and page.speed.root.visible
+
+
 def test_runs_differ_by_color_and_validation_is_dashed():
     page = page_of(curve("a"), curve("b"))
     data = page.source.data
     assert data["metric"] == ["train_loss", "val_loss"] * 2
     assert data["dash"] == ["solid", "dashed"] * 2
     assert data["color"][0] == data["color"][1] != data["color"][2]
-    assert data["xs"][0] == [0, 1, 2, 3, 4]
-    assert data["ys"][1] == [0.5]
+    assert data["xs"][0].tolist() == [0, 1, 2, 3, 4]
+    assert data["ys"][1].tolist() == [0.5]
 
 
 def test_charts_show_score_and_speed():
     page = page_of(curve())
-    assert page.scores.data["metric"] == ["val_auc"]
-    assert page.score_figure.title.text == "val_auc"
-    assert page.speeds.data["ys"] == [[100.0] * 5]
+    assert page.score.source.data["metric"] == ["val_auc"]
+    assert page.score.figure.title.text == "val_auc"
+    assert page.speed.source.data["ys"][0].tolist() == [100.0] * 5
 
 
 def test_charts_without_data_are_hidden():
     page = page_of(record_of(start("r"), metrics("r", [1, {"train_loss": 0.5}])))
-    assert not page.score_figure.visible
-    assert not page.speed_figure.visible
+    assert not page.side.root.visible and not page.lower.visible
 
 
 def test_losses_of_xgboost_are_losses():
@@ -224,18 +245,35 @@ def test_losses_of_xgboost_are_losses():
     assert page.source.data["metric"] == ["train_rmse", "val_rmse"]
 
 
+def test_gradient_norm_and_learning_rate_are_signals():
+    page = page_of(record_of(start("r"), metrics("r", [1, {"grad_norm": 2.0, "learning_rate": 0.1}])))
+    norm, rate = page.signals.panels
+    assert norm.source.data["metric"] == ["grad_norm"] and rate.source.data["metric"] == ["learning_rate"]
+    assert page.lower.visible and not page.score.root.visible
+
+
 def test_new_messages_are_drawn_and_silence_changes_nothing():
     record = curve()
-    record.apply({"kind": "end", "time": 5.0, "state": "finished"})
+    record.apply(end("r", when=5.0))
     page = page_of(record)
     record.curves["train_loss"].add(7, 0.1)  # behind its back: to see these two, the page would draw for nothing
     record.name = "renamed"
     page.update()
     assert page.source.data["xs"][0][-1] == 4
-    assert "renamed" not in page.table.text
+    assert "renamed" not in page.runs.table.text
     record.apply(metrics("r", [9, {"train_loss": 0.05}], when=6.0))
     page.update()
     assert page.source.data["xs"][0][-1] == 9
+
+
+def test_of_runs_that_said_nothing_nothing_is_computed():
+    silent, talking = curve("a"), curve("b")
+    page = page_of(silent, talking)
+    before = page.source.data["ys"]
+    talking.apply(metrics("b", [9, {"train_loss": 0.05}], when=6.0))
+    page.update()
+    after = page.source.data["ys"]
+    assert after[0] is before[0] and after[2] is not before[2]
 
 
 def test_time_left_moves_on_in_silence():
@@ -244,20 +282,45 @@ def test_time_left_moves_on_in_silence():
     times = iter([11.0, 13.0])
     page = Training(lambda: {"r": record}, clock=lambda: next(times))
     page.update()
-    before = page.table.text
+    before = page.runs.table.text
     page.update()
-    assert page.table.text != before
+    assert page.runs.table.text != before
 
 
 def test_marks_lie_on_the_loss():
     record = curve()
-    for step, event in [(2, "commit"), (3, "note"), (4, "early_stop"), (None, "worker_lost")]:
-        record.apply({"kind": "event", "time": 3.0, "event": event, "text": f"{event} happened", "step": step})
-    record.apply({"kind": "end", "time": 4.0, "state": "failed", "error": "boom"})
-    marks = page_of(record).marks.data
-    assert list(zip(marks["event"], marks["x"], strict=True)) == [("commit", 2), ("early_stop", 4), ("failed", 5)]
-    assert marks["y"] == [1 / 3, 1 / 5, 1 / 5]
-    assert len(set(marks["marker"])) == 3
+    for step, kind in [(2, "commit"), (3, "note"), (4, "early_stop"), (None, "worker_lost"), (3, "resize")]:
+        record.apply(event("r", kind, step))
+    record.apply(end("r", "failed", "boom"))
+    page = page_of(record)
+    marks = page.loss.marks.data
+    found = dict(zip(marks["event"], zip(marks["x"], marks["y"], strict=True), strict=True))
+    assert found == {
+        "commit": (2, 1 / 3),
+        "early stop": (4, 1 / 5),
+        "joined": (3, 1 / 4),
+        "failed": (5, 1 / 5),
+        "best": (5, 0.5),
+    }
+    assert len(set(marks["marker"])) == 5
+    for words in ("● commit", "★ best", "✕ failed"):
+        assert words in page.loss.figure.title.text
+
+
+def test_a_stop_is_marked():
+    record = curve()
+    record.apply(end("r", "stopped", "the stop button"))
+    marks = page_of(record).loss.marks.data
+    assert ("stopped", "the stop button") in zip(marks["event"], marks["text"], strict=True)
+
+
+def test_the_best_step_of_a_validation_is_exact_however_the_curve_was_thinned():
+    points = [
+        [s, {"train_loss": 1.0, "val_loss": 1.0 - (s == 12_345), "val_auc": 0.0 + (s == 777)}] for s in range(30_000)
+    ]
+    page = page_of(record_of(start("r"), metrics("r", *points)))
+    assert (page.loss.marks.data["x"], page.loss.marks.data["y"]) == ([12_345], [0.0])
+    assert (page.score.marks.data["x"], page.score.marks.data["y"]) == ([777], [1.0])
 
 
 def test_curves_are_thinned_and_noise_is_smoothed():
@@ -284,10 +347,142 @@ def test_infinite_loss_does_not_spoil_the_axis():
     assert math.isnan(data["ys"][0][1])
 
 
+# how it is wanted
+
+
+def test_curves_are_those_of_the_chosen_runs():
+    page = page_of(curve("a", name="first"), curve("b", name="second"), curve("c", name="second"))
+    assert page.look.runs.options == [("c", "second (c)"), ("b", "second (b)"), ("a", "first")]
+    colors = set(page.source.data["color"])
+    page.look.runs.value = ["a"]
+    page.update()
+    assert set(page.source.data["run"]) == {"first"} and set(page.source.data["color"]) < colors
+    assert "second" in page.runs.table.text
+
+
+def test_loss_is_drawn_on_a_logarithmic_axis_and_as_it_is():
+    points = [[s, {"train_loss": 1.0 + (-1) ** s * 0.5}] for s in range(200)]
+    page = page_of(record_of(start("r"), metrics("r", *points)))
+    page.look.how.active = [0]
+    page.update()
+    assert page.loss.log_figure.visible and not page.loss.figure.visible
+    assert page.source.data["alpha"] == [1.0]
+
+
+def test_a_new_run_leaves_the_choice():
+    records = {"a": curve("a")}
+    page = Training(lambda: records)
+    page.update()
+    page.look.runs.value = ["a"]
+    records["b"] = curve("b")
+    page.update()
+    assert page.look.runs.value == ["a"] and set(page.source.data["color"]) == {view.PALETTE[0]}
+
+
+# the ranks
+
+
+SLOW = {"data": 0.06, "forward": 0.01, "backward": 0.02}
+FAST = {"data": 0.01, "forward": 0.01, "backward": 0.02, "all-reduce": 0.05}
+
+
+def test_the_breakdown_is_stacked_by_rank_with_its_verdict():
+    record = record_of(start("r"), metrics("r", [1, {"train_loss": 1.0}], ranks=ranks(FAST, SLOW)))
+    panel = page_of(record).breakdown
+    data = panel.source.data
+    assert panel.root.visible
+    assert panel.figure.y_range.factors == ["rank 1", "rank 0"], "rank 0 on top"
+    first = [i for i, rank in enumerate(data["rank"]) if rank == "rank 0"]
+    assert [data["what"][i] for i in first] == ["data", "forward", "backward", "all-reduce"]
+    assert [round(data["right"][i] - data["left"][i]) for i in first] == [10, 10, 20, 50]
+    assert data["left"][first[-1]] == pytest.approx(40)
+    assert "Rank 1 is the straggler: 67 % of its step is waiting for data" in panel.heading.text
+    assert "the last 10 steps" in panel.heading.text
+    record.apply(end("r"))
+    assert "all 10 steps" in page_of(record).breakdown.heading.text
+
+
+def test_colors_of_phases_differ_within_a_run():
+    from daskdl.tracking.breakdown import PHASES
+    from daskdl.tracking.colors import PHASE_COLORS
+
+    assert list(PHASE_COLORS) == list(PHASES)
+    assert len({color for phase, color in PHASE_COLORS.items() if phase != "boost"}) == len(PHASES) - 1
+
+
+def test_of_many_ranks_the_busiest_and_the_least_busy_are_shown():
+    said = ranks(*({"data": 0.001 * i, "all-reduce": 0.1 - 0.001 * i} for i in range(64)))
+    page = page_of(record_of(start("r"), metrics("r", [1, {"train_loss": 1.0}], ranks=said)))
+    shown = page.breakdown.figure.y_range.factors[::-1]
+    assert shown[:2] == ["rank 63", "rank 62"] and shown[-1] == "rank 0" and len(shown) == 12
+    assert "the 6 busiest and the 6 least busy of 64 ranks" in page.breakdown.heading.text
+    assert len(page.memory.figure.y_range.factors) == 12
+    assert "12 of 64 ranks, those with the most" in page.memory.heading.text
+
+
+def test_the_breakdown_is_of_the_newest_running_run_or_of_the_chosen_one():
+    def run(name, *more):
+        return record_of(start(name, name=name), metrics(name, [1, {"train_loss": 1.0}], ranks=ranks(SLOW)), *more)
+
+    page = page_of(run("a", end("a")), run("b"), run("c", end("c")), curve("d"))
+    assert "b, mean" in page.breakdown.heading.text
+    page.look.runs.value = ["a"]
+    page.update()
+    assert "a, mean" in page.breakdown.heading.text
+
+
+def test_memory_has_now_and_peak_of_host_and_gpu():
+    first, second = ranks(SLOW, SLOW, host=2**30, gpu=2**31), ranks(SLOW, SLOW, host=2**29, gpu=2**31)
+    record = record_of(start("r"), metrics("r", [1, {"a": 1.0}], ranks=first), metrics("r", [2, {}], ranks=second))
+    panel = page_of(record).memory
+    data = panel.source.data
+    assert data["what"] == ["host", "GPU"] * 2
+    assert (data["now"][0], data["peak"][0]) == (2**29, 2**30)
+    assert data["text"][0] == "512.00 MiB now, 1.00 GiB at its peak"
+    assert data["rank"][0][0] == "rank 0" and data["rank"][0][1] < 0 < data["rank"][1][1]
+    assert "GPU" in panel.heading.text
+    without = page_of(record_of(start("r"), metrics("r", [1, {"a": 1.0}], ranks=ranks(SLOW)))).memory
+    assert without.source.data["what"] == ["host"] and "GPU" not in without.heading.text
+
+
+# the panels by themselves
+
+
+@pytest.mark.parametrize(
+    "make", [panels.Loss, panels.Score, panels.speed, panels.signals, panels.Breakdown, panels.Memory]
+)
+def test_a_pane_says_what_it_waits_for_and_whose_curves_it_has(make):
+    records = {}
+    pane = Pane(lambda: records, make())
+    pane.update()
+    assert pane.empty.visible and "No run yet" in pane.empty.text and not pane.panel.root.visible
+    records["r"] = record_of(start("r"), metrics("r", [1, {"other_per_s": 1.0}]))
+    pane.update()
+    assert pane.empty.visible and "here when" in pane.empty.text
+    values = {"train_loss": 1.0, "val_auc": 0.5, "rows_per_s": 1.0, "grad_norm": 1.0, "learning_rate": 1.0}
+    records["r"].apply(metrics("r", [2, values], ranks=ranks(SLOW, FAST)))
+    pane.update()
+    assert not pane.empty.visible and pane.panel.root.visible
+    assert "flights" in pane.key.text
+
+
+def test_the_pane_of_runs_comes_and_goes():
+    records = {}
+    pane = Pane(lambda: records, panels.Runs(None, None), key=False)
+    pane.update()
+    assert pane.empty.visible
+    records["r"] = curve()
+    pane.update()
+    assert pane.panel.root.visible and not pane.empty.visible and not pane.key.visible
+
+
+# the table
+
+
 def test_table_tells_each_run_newest_first():
     first, second = curve("a", name="first"), curve("b", name="second", algorithm="xgboost", steps=10)
-    second.apply({"kind": "end", "time": 61.0, "state": "finished"})
-    text = page_of(first, second).table.text
+    second.apply(end("b"))
+    text = page_of(first, second).runs.table.text
     assert text.index("second") < text.index("first")
     for part in ("xgboost", "finished", "100%", "took 1 min 01 s", "running", "5%", "0.2", "0.6 <small>val_auc"):
         assert part in text
@@ -295,11 +490,19 @@ def test_table_tells_each_run_newest_first():
 
 def test_table_escapes_what_users_write():
     record = curve(name="<script>1</script>", algorithm="<b>")
-    record.apply({"kind": "end", "time": 4.0, "state": "failed", "error": "<img src=x>\nmore"})
-    text = page_of(record).table.text
+    record.apply(end("r", "failed", "<img src=x>\nmore"))
+    text = page_of(record).runs.table.text
     assert "<script>" not in text
     assert "<img" not in text
     assert "&lt;img src=x&gt;" in text
+
+
+def test_table_tells_the_last_news_of_a_run_that_goes_on():
+    record = curve()
+    record.apply(event("r", "worker_lost", 4, "tcp://1 left the cluster."))
+    assert "step 4: tcp://1 left the cluster." in page_of(record).runs.table.text
+    record.apply(end("r"))
+    assert "left the cluster" not in page_of(record).runs.table.text
 
 
 def test_the_stop_button_is_there_while_a_run_is_and_says_so_once():
@@ -307,22 +510,23 @@ def test_the_stop_button_is_there_while_a_run_is_and_says_so_once():
     records = {"r": record_of(start("r")), "s": record_of(start("s", name="other"))}
     page = Training(lambda: records, clock=lambda: 5.0, say=said.append)
     page.update()
-    assert page.controls.visible and page.choice.visible and page.choice.value == "s", "the newest is offered first"
-    page.choice.value = "r"
-    page.ask_to_stop()
+    runs = page.runs
+    assert runs.controls.visible and runs.choice.visible and runs.choice.value == "s", "the newest is offered first"
+    runs.choice.value = "r"
+    runs.ask_to_stop()
     assert [(m["run"], m["kind"]) for m in said] == [("r", "stop")]
     page.update()
-    assert page.stop.disabled and page.stop.label == "Stopping ..."
-    records["r"].apply({"run": "r", "kind": "end", "time": 6.0, "state": "stopped", "error": None})
+    assert runs.stop.disabled and runs.stop.label == "Stopping ..."
+    records["r"].apply(end("r", "stopped"))
     page.update()
-    assert page.choice.value == "s" and not page.stop.disabled and not page.choice.visible
-    records["s"].apply({"run": "s", "kind": "end", "time": 6.0, "state": "finished", "error": None})
+    assert runs.choice.value == "s" and not runs.stop.disabled and not runs.choice.visible
+    records["s"].apply(end("s"))
     page.update()
-    assert not page.controls.visible
+    assert not runs.controls.visible
 
 
 def test_no_worker_is_killed_unless_the_scheduler_is_set_to_show_the_button():
-    assert not Training(dict).kill.visible and Training(dict, kill=lambda: None).kill.visible
+    assert not Training(dict).runs.kill.visible and Training(dict, kill=lambda: None).runs.kill.visible
 
 
 def test_the_buttons_act_on_a_real_run():
@@ -342,7 +546,7 @@ def test_the_buttons_act_on_a_real_run():
         scheduler.loop.add_callback(kill_a_worker, scheduler)
         while "worker_lost" not in classifier.run_.events.event.tolist():
             time.sleep(0.02)
-        scheduler.loop.add_callback(page.ask_to_stop)
+        scheduler.loop.add_callback(page.runs.ask_to_stop)
         fit.join(30)
         assert not fit.is_alive() and classifier.run_.state == "stopped"
         assert "the stop button of the Training page" in classifier.run_.error
