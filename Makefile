@@ -17,8 +17,10 @@ TORCH := $(if $(filter cpu,$(ACCELERATOR)),torch==2.13.0,torch)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 CHAOS_RUNS ?= 300
 CODE := daskdl tests benchmarks docs notebooks
+SITE := docs/_build
+SPHINX := $(BIN)/python -m sphinx -q -W --keep-going -d $(SITE)/doctrees
 
-.PHONY: help demo lab test lint types unit notebooks browser-deps peers bench chaos screenshots format clean
+.PHONY: help demo lab test lint types unit notebooks docs docs-links browser-deps peers bench chaos screenshots format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +46,13 @@ unit: $(VENV)/.stamp-dev browser-deps  ## unit, cluster and browser tests
 
 notebooks: $(VENV)/.stamp-dev  ## run every notebook
 	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=900 $(NOTEBOOKS))
+
+docs: $(VENV)/.stamp-docs  ## the documentation in docs/_build/html; warnings and dead local links are errors
+	$(SPHINX) -b html docs $(SITE)/html
+	$(BIN)/python docs/links.py $(SITE)/html
+
+docs-links: $(VENV)/.stamp-docs  ## ask other hosts whether the links to them are alive
+	$(SPHINX) -b linkcheck docs $(SITE)/linkcheck
 
 bench: $(VENV)/.stamp-dev  ## run the benchmarks
 	for script in $(filter-out benchmarks/harness.py benchmarks/loading.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
@@ -98,5 +107,9 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-demo
 	$(PIP) $(CONSTRAINTS) $(TORCH) -e ".[$(ACCELERATOR),lab,demo,dev]"
 	touch $@
 
+$(VENV)/.stamp-docs: $(VENV)/.stamp-demo
+	$(PIP) $(CONSTRAINTS) $(TORCH) -e ".[$(ACCELERATOR),lab,demo,docs]"
+	touch $@
+
 clean:  ## remove environments, caches and data
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache daskdl-data daskdl-runs
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache daskdl-data daskdl-runs $(SITE) docs/generated docs/notebooks

@@ -98,7 +98,7 @@ class Run:
         client : distributed.Client, optional
             Its dashboard shows the run, and its workers may send messages. Default: the current client, if any.
         root : str or path, optional
-            Directory or fsspec URL; default what :func:`set_root` set.
+            Directory or fsspec URL; default what ``connect(runs=...)`` set.
         """
         from daskdl.tracking.feed import feed_of
         from daskdl.tracking.store import store_of

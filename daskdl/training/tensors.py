@@ -23,7 +23,7 @@ class TensorBatch:
     ----------
     inputs : tuple of tensor
         What a module takes: ``numbers`` of shape (n_rows, n_numbers), then, if the frame has categories, ``codes`` of
-        shape (n_rows, n_categories), int64; then the other columns in their order: arrays of shape (n_rows, *shape),
+        shape (n_rows, n_categories), int64; then the other columns in their order: arrays of shape (n_rows, ...),
         images as uint8 of shape (n_rows, channels, height, width), lists and tokens of shape (n_rows, longest of the
         batch), each of these followed by the lengths of its rows, int64 of shape (n_rows,). A frame without numbers,
         dates and categories has no ``numbers``.

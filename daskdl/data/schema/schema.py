@@ -200,7 +200,7 @@ class Schema:
         -------
         dict
             ``numbers``: float32 (n_rows, n_numbers); ``codes``: int32 (n_rows, n_categories), if there are
-            categories; then the other columns in order: arrays (n_rows, *shape), ``Ragged`` lists and tokens, and
+            categories; then the other columns in order: arrays (n_rows, ...), ``Ragged`` lists and tokens, and
             images as they are, compressed. ``numbers`` is left out if there are only other columns. Arrays may be
             views of the chunk, and read-only.
 
