@@ -4,6 +4,7 @@ Every function takes Dask, pandas, cudf or numpy collections. Of lazy ones it br
 sample, made where the rows are.
 """
 
+from daskdl.plotting.breakdown import breakdown_data, plot_breakdown
 from daskdl.plotting.classification import (
     BINS,
     calibration_data,
@@ -22,12 +23,14 @@ from daskdl.plotting.runs import compare, compare_data, plot_run, plot_run_data,
 __all__ = [
     "BINS",
     "POINTS",
+    "breakdown_data",
     "calibration_data",
     "compare",
     "compare_data",
     "confusion_data",
     "embedding_data",
     "importance_data",
+    "plot_breakdown",
     "plot_calibration",
     "plot_confusion",
     "plot_embedding",

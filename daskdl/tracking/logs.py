@@ -44,14 +44,13 @@ class _File(logging.handlers.RotatingFileHandler):
 
 
 class _Tee(io.TextIOBase):
-    """A stream whose lines are kept as well, if they come from one thread: several share the process."""
+    """A stream whose lines are kept as well, if they come from one thread where others share its process."""
 
-    def __init__(self, stream: TextIO, file: _File, level: str) -> None:
-        self._stream, self._file, self._level = stream, file, level
-        self._thread, self._begun = threading.get_ident(), ""
+    def __init__(self, stream: TextIO, file: _File, level: str, thread: int | None) -> None:
+        self._stream, self._file, self._level, self._thread, self._begun = stream, file, level, thread, ""
 
     def write(self, text: str) -> int:
-        if threading.get_ident() == self._thread:
+        if self._thread in (None, threading.get_ident()):
             *lines, self._begun = (self._begun + text).split("\n")
             for line in lines:
                 if line := line.rpartition("\r")[2].rstrip():  # a progress bar writes over itself
@@ -66,15 +65,19 @@ class _Tee(io.TextIOBase):
 
 
 @contextmanager
-def recording(folder: str, run: str, rank: int) -> Iterator[None]:
-    """Keep what the calling thread prints and what this process logs, as lines of a rank, while the block runs."""
-    file = _File(folder, run, rank)
+def recording(worker: Any, run: str, rank: int) -> Iterator[None]:
+    """Keep what a worker's process prints and logs, as lines of a rank, while the block runs.
+
+    Where the worker is a thread of the notebook's process, only what the calling thread prints is kept.
+    """
+    file = _File(worker.local_directory, run, rank)
+    thread = threading.get_ident() if worker.address.startswith("inproc://") else None
     root = logging.getLogger()
     root.addHandler(file)
     try:
         with (
-            contextlib.redirect_stdout(_Tee(sys.stdout, file, "stdout")),
-            contextlib.redirect_stderr(_Tee(sys.stderr, file, "stderr")),
+            contextlib.redirect_stdout(_Tee(sys.stdout, file, "stdout", thread)),
+            contextlib.redirect_stderr(_Tee(sys.stderr, file, "stderr", thread)),
         ):
             yield
     except Exception as error:

@@ -106,7 +106,7 @@ def boost_rank(
         writer = CheckpointWriter(CheckpointFolder(rules.path, rules.storage_options), rules, log.event, commit.step)
     xgboost.core._LIB.XGBRegisterLogCallback(_log_line)  # of this thread; without one it writes to stderr
     rounds = _Rounds(config, run, log, rules, writer, commit)
-    recorded = recording(get_worker().local_directory, run, rank) if send is None else nullcontext()
+    recorded = recording(get_worker(), run, rank) if send is None else nullcontext()
     try:
         with recorded, _communicator(rank, world_size):
             rounds.bin(blocks, validation)

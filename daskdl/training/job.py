@@ -211,7 +211,7 @@ def rank_main(
     from daskdl.training.context import Context, Regrouping
 
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if send is None else (0, 1)
-    recorded = recording(get_worker().local_directory, feed.run, rank) if send is None else nullcontext()
+    recorded = recording(get_worker(), feed.run, rank) if send is None else nullcontext()
     send = send or partial(get_worker().log_event, TOPIC)  # here, as threads of a task do not know their worker
     orders = (feed.order, feed.validation_order)
     batches = [

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -80,8 +81,8 @@ def test_they_can_be_asked_for_while_it_trains(client: Client, planted: pd.DataF
     assert set(found[0]["rank"]) == {0, 1}
 
 
-def say_much(folder: str) -> None:
-    with recording(folder, "run", 2):
+def say_much(worker: SimpleNamespace) -> None:
+    with recording(worker, "run", 2):
         for i in range(20_000):
             print(f"{i} {'x' * 50}")
         other = threading.Thread(target=print, args=("somebody else",))
@@ -90,13 +91,16 @@ def say_much(folder: str) -> None:
         raise ValueError("no")
 
 
-def test_a_file_is_bounded_and_others_threads_are_not_heard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("address", ["inproc://1", "tcp://127.0.0.1:1"])
+def test_a_file_is_bounded_and_knows_whose_process_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], address: str
+) -> None:
     with pytest.raises(ValueError, match="no"):
-        say_much(str(tmp_path))
-    lines = read_lines(str(tmp_path))
+        say_much(SimpleNamespace(local_directory=str(tmp_path), address=address))
+    lines = [line["text"] for line in read_lines(str(tmp_path))]
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2 * FILE_BYTES
-    assert lines[-1]["text"] == "ValueError: no" and lines[-2]["text"].startswith("19999 ")
-    assert not any("somebody else" in line["text"] for line in lines) and len(lines) > 1_000
+    assert lines[-1] == "ValueError: no" and "19999 " + "x" * 50 in lines[-3:] and len(lines) > 1_000
+    assert ("somebody else" in lines) == address.startswith("tcp")
     assert capsys.readouterr().out.endswith("somebody else\n"), "what is printed is still printed"
     print("after")
     assert len(read_lines(str(tmp_path))) == len(lines)
