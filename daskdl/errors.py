@@ -6,11 +6,20 @@ expected, what came, why it matters and what to do.
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 
 class DaskdlError(Exception):
     """Base class of the named errors."""
+
+    def _repr_html_(self) -> str:
+        """Show the message, and what was added to it, as a card: for one that was caught and is looked at."""
+        notes = "".join(f'<div style="opacity:.65">{escape(note)}</div>' for note in getattr(self, "__notes__", ()))
+        return (
+            '<div style="font:13px/1.5 system-ui,sans-serif;border-left:3px solid #d64545;padding:.2em .9em;'
+            f'max-width:56em;white-space:pre-wrap"><b>{type(self).__name__}</b>\n{escape(str(self))}{notes}</div>'
+        )
 
 
 class DataError(DaskdlError, ValueError):

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from daskdl.display import _bar, live
+from daskdl.errors import DataError
 from daskdl.tracking import summary
 from daskdl.tracking.card import html_card
 from daskdl.tracking.run import Run
@@ -184,3 +185,10 @@ def test_card_and_bar_tell_what_happened_on_the_way(run):
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(_bar(run.record))
     assert "signal 9" in console.export_text()
+
+
+def test_an_error_that_was_caught_is_a_card_with_what_was_added_to_it() -> None:
+    error = DataError("column <b> has no values")
+    error.add_note("in rank 1")
+    html = error._repr_html_()
+    assert "DataError" in html and "column &lt;b&gt; has no values" in html and "in rank 1" in html

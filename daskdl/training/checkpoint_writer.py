@@ -52,6 +52,9 @@ class CheckpointWriter:
         if timeout and thread is not None and thread.is_alive():
             text = f"the last checkpoint is still being written to {self._folder.url} after {timeout:g} s"
             self._said("warning", f"{text}; it is lost if its process ends before. Is the storage slow?", self._step)
+        if metrics and self._rules.best is not None and self._rules.best not in metrics:
+            text = f"no checkpoint is the best: no {self._rules.best!r} was reported, but {', '.join(sorted(metrics))}"
+            self._said("warning", f"{text}. The newest {self._rules.keep} are kept.", self._step)
 
     def _put(self, commit: Commit, metrics: Metrics) -> None:
         self._step, self._time = commit.step, time.monotonic()

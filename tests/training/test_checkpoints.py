@@ -566,6 +566,14 @@ def test_seconds_of_zero_write_every_commit_and_keep_the_rule(folder: Checkpoint
     assert steps(folder) == [2, 3]
 
 
+def test_a_best_metric_that_is_never_reported_is_said(folder: CheckpointFolder) -> None:
+    writing, said = writer(folder, Checkpoints(best="val_los"))
+    writing.finish(commit(3), {"val_loss": 1.0, "train_loss": 2.0})
+    assert said[-1][0] == "warning" and "no 'val_los' was reported, but train_loss, val_loss" in said[-1][1]
+    writing.finish(commit(4), {"val_los": 1.0})
+    assert said[-1][0] == "commit"
+
+
 def test_a_state_that_cannot_be_written_is_a_warning(folder: CheckpointFolder) -> None:
     writing, said = writer(folder)
     writing.finish(Commit(3, {"best": {"fn": len}}))
