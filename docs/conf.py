@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -87,4 +88,13 @@ def _copy_notebooks() -> None:
             shutil.copyfile(new, copy)
 
 
+def _drop_old_stubs() -> None:
+    """Remove generated pages of names that are no longer on the page of the API."""
+    listed = set(re.findall(r"^   (daskdl\.\S+)$", (HERE / "api.md").read_text(), re.MULTILINE))
+    for stub in (HERE / "generated").glob("*.rst"):
+        if stub.stem not in listed:
+            stub.unlink()
+
+
 _copy_notebooks()
+_drop_old_stubs()

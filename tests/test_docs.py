@@ -152,6 +152,7 @@ def misfits(dotted: str, call: ast.Call) -> list[str]:
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(300)
 def test_the_tour_runs(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DASKDL_ADDRESS", client.scheduler.address)
