@@ -25,7 +25,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "jupyter_execute", ".jupyter_cache"]
 nitpicky = True
-nitpick_ignore = [("py:func", "flights"), ("py:func", "roc_data")]  # in the tables of api.md, apart from their module
+nitpick_ignore_regex = [("py:(func|data)", r"\w+")]  # names without a module are not found from the tables of api.md
 
 # -- pages ------------------------------------------------------------------------------------------------------------
 
