@@ -325,7 +325,7 @@ class Run:
         return audit_table(order, uses)
 
     def plot(self, **options: Any) -> Any:
-        """Draw the curves; see :func:`daskdl.plotting.plot_run`."""
+        """Draw the curves, losses on a log scale with ``logy=True``; see :func:`daskdl.plotting.plot_run`."""
         from daskdl.plotting import plot_run
 
         return plot_run(self, **options)

@@ -3,10 +3,10 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn import metrics
 
 from daskdl import plotting
 from daskdl.errors import DataError
-from daskdl.tracking.run import Run
 
 N = 40_000
 
@@ -29,18 +29,6 @@ def exact_auc(y, p):
     ranks = pd.Series(p).rank().to_numpy()
     n1 = y.sum()
     return (ranks[y == 1].sum() - n1 * (n1 + 1) / 2) / (n1 * (len(y) - n1))
-
-
-@pytest.fixture
-def make_run(tmp_path):
-    def make(name, **curves):
-        run = Run.start(name, "torch", {}, root=tmp_path)
-        for metric, values in curves.items():
-            for step, value in enumerate(values):
-                run.log(step, **{metric: value})
-        return run
-
-    return make
 
 
 def test_roc_agrees_with_ranks_and_is_bounded(truth):
@@ -94,6 +82,9 @@ def test_calibration_of_calibrated_probabilities_is_the_diagonal(truth):
         ([0, 1], [0.5, 1.5], DataError, "probabilities from 0 to 1"),
         ([0, 1], [0.5, np.nan], DataError, "or NaN"),
         ([0, 1, 1], [0.5, 0.5], DataError, "y has 3 rows and p 2"),
+        ([0, 1], np.full((2, 3), 0.3), DataError, "p has 3 columns"),
+        (np.eye(2), [0.5, 0.5], DataError, "y must be one column"),
+        ([0, np.nan], [0.5, 0.5], DataError, "y holds missing labels"),
         ([0, 0], [0.5, 0.6], DataError, "only one kind"),
         (da.ones(4), np.ones(4), TypeError, "both be Dask collections"),
     ],
@@ -120,64 +111,40 @@ def test_plots_of_predictions_draw_their_data(lazy):
     assert len(list(calibration)[1]) == 4
 
 
-def test_run_is_drawn_with_a_panel_for_the_losses_and_one_for_each_other_metric(make_run):
-    run = make_run("a", train_loss=[0.7, 0.6], val_loss=[0.8], val_auc=[0.5, 0.6])
-    panels = [sorted(panel.keys()) for panel in run.plot()]
-    assert panels == [["train_loss", "val_loss"], ["val_auc"]]
+@pytest.fixture(scope="module")
+def coarse(truth):
+    """Few enough different probabilities that each has a bin of its own, with many ties."""
+    y, p = truth[0][:3_000], truth[1][:3_000].round(2)
+    return y, np.clip(p, 0, 0.99)
 
 
-def test_long_run_is_thinned(make_run):
-    data = plotting.plot_run_data(make_run("a", train_loss=range(3_000)))
-    assert len(data) <= plotting.POINTS + 1
-    assert data["step"].iloc[-1] == 2_999
+def test_precision_and_recall_are_those_of_scikit_learn(coarse):
+    data = plotting.precision_recall_data(*coarse)
+    precision, recall, thresholds = metrics.precision_recall_curve(*coarse)
+    assert data["precision"].to_numpy() == pytest.approx(precision[::-1])
+    assert data["recall"].to_numpy() == pytest.approx(recall[::-1])
+    assert data["threshold"].to_numpy()[1:] == pytest.approx(thresholds[::-1], abs=1 / plotting.BINS)
+    assert data.attrs["average_precision"] == pytest.approx(metrics.average_precision_score(*coarse))
+    assert data.attrs["positives"] == pytest.approx(coarse[0].mean())
 
 
-def test_run_without_metrics_says_so(make_run):
-    with pytest.raises(DataError, match="has no metrics to draw: it is running"):
-        plotting.plot_run(make_run("a"))
+def test_precision_recall_of_many_probabilities_is_close_and_bounded(lazy, truth):
+    data = plotting.precision_recall_data(lazy["y"], lazy["p"])
+    assert data.attrs["average_precision"] == pytest.approx(metrics.average_precision_score(*truth), abs=1e-3)
+    assert len(data) <= plotting.POINTS
+    pd.testing.assert_frame_equal(data, plotting.precision_recall_data(*truth))
 
 
-def test_comparison_overlays_the_runs(make_run):
-    runs = [make_run("a", train_loss=[0.7], val_auc=[0.6]), make_run("b", train_loss=[0.6], other=[1.0])]
-    panels = plotting.compare(runs)
-    assert [sorted(panel.keys()) for panel in panels] == [["a", "b"]]
-    assert [sorted(panel.keys()) for panel in plotting.compare(runs, ["val_auc", "train_loss"])] == [["a", "b"], ["a"]]
+def test_precision_recall_without_positive_rows_says_why():
+    with pytest.raises(DataError, match="needs rows with the label 'late'; y has none"):
+        plotting.precision_recall_data(np.array(["early"]), np.array([0.5]), positive="late")
 
 
-def test_runs_of_the_same_name_are_told_apart(make_run):
-    runs = [make_run("a", train_loss=[0.7]) for _ in range(2)]
-    assert plotting.compare_data(runs)["run"].nunique() == 2
+def test_precision_recall_is_drawn_over_the_precision_of_chance(lazy, truth):
+    import holoviews as hv
 
-
-@pytest.mark.parametrize(
-    ("runs", "metrics", "message"),
-    [
-        ([], None, "Nothing to compare"),
-        (["a"], ["val_auc"], "No run has the metric val_auc; the runs have: train_loss"),
-    ],
-)
-def test_comparison_that_cannot_be_drawn_says_why(make_run, runs, metrics, message):
-    with pytest.raises(ValueError, match=message):
-        plotting.compare([make_run(name, train_loss=[0.5]) for name in runs], metrics)
-
-
-def test_runs_can_be_named_by_id(make_run, tmp_path):
-    from daskdl.tracking import folder
-
-    run = make_run("a", train_loss=[0.5, 0.4])
-    run.finish()
-    folder.set_root(tmp_path)
-    try:
-        assert plotting.compare_data([run.id])["value"].tolist() == [0.5, 0.4]
-    finally:
-        folder.set_root(None)
-
-
-def test_missing_hvplot_says_how_to_get_it(make_run, monkeypatch):
-    import sys
-
-    from daskdl.errors import MissingExtraError
-
-    monkeypatch.setitem(sys.modules, "hvplot", None)
-    with pytest.raises(MissingExtraError, match="pip install hvplot"):
-        plotting.plot_run(make_run("a", train_loss=[0.5]))
+    chance, curve = plotting.plot_precision_recall(lazy["y"], lazy["p"])
+    assert chance.array()[:, 1] == pytest.approx([truth[0].mean()] * 2)
+    assert len(curve) <= plotting.POINTS
+    title = hv.Store.lookup_options("bokeh", curve, "plot").kwargs["title"]
+    assert title.startswith("Average precision 0.")
