@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from daskdl.errors import DataError
-from daskdl.plotting.drawing import hvplot
+from daskdl.plotting.drawing import ALONE, hvplot
 from daskdl.plotting.partitions import Rows, column, fold
 
 if TYPE_CHECKING:
@@ -74,8 +74,13 @@ def plot_confusion(y: Any, predicted: Any, normalize: Normalize | None = None, *
     cells = table.set_axis(table.index.map(str)).set_axis(table.columns.map(str), axis=1)
     data = cells.stack().rename(what).rename_axis(["label", "predicted"]).reset_index()
     data["text"] = [f"{v:,}" if normalize is None else f"{v:.2f}" for v in data[what]]
-    data["dark"] = data[what] > data[what].max() / 2
-    settings: dict[str, Any] = {"cmap": "Blues", "width": 420, "height": 360, "flip_yaxis": True}
+    top = data[what].max() if normalize is None else 1.0
+    data["dark"] = data[what] > top / 2
+    settings: dict[str, Any] = {"cmap": "Blues", "clim": (0, top), "width": 420, "height": 360, "flip_yaxis": True}
+    if len(table) > ANNOTATED:
+        side = min(900, 120 + 12 * len(table))
+        settings |= {"width": side + 60, "height": side, "rot": 90, "fontsize": {"ticks": "6pt"}}
+    settings |= {"colorbar": len(table) > ANNOTATED} | ALONE
     settings |= {"title": f"Accuracy {table.attrs['accuracy']:.4f}", "ylabel": "true label", "xlabel": "predicted"}
     drawing = hvplot(data).heatmap(x="predicted", y="label", C=what, **(settings | options))
     if len(table) <= ANNOTATED:

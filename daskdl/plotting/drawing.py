@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from holoviews import Layout
 
 POINTS = 500  # per curve in a drawing
+ALONE = {"shared_axes": False}  # beside another drawing, a + b, the two would be scaled and ordered as one
 
 
 def hvplot(data: pd.DataFrame) -> Any:
@@ -65,4 +66,5 @@ def reference(x: tuple[float, float], y: tuple[float, float], **options: Any) ->
 
 def square(options: dict[str, Any]) -> dict[str, Any]:
     """Return options of a square drawing whose axes go from 0 to 1."""
-    return {"width": 380, "height": 360, "xlim": (0, 1), "ylim": (0, 1), "color": PALETTE[0]} | options
+    settings = {"width": 380, "height": 360, "xlim": (0, 1), "ylim": (0, 1), "color": PALETTE[0]}
+    return settings | ALONE | options

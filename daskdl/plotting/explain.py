@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from daskdl.errors import DataError
-from daskdl.plotting.drawing import hvplot
+from daskdl.plotting.drawing import ALONE, hvplot
 from daskdl.plotting.overview import Overview, merge_overviews, overview
 from daskdl.plotting.partitions import Rows, column, floats, fold
 from daskdl.tracking.colors import PALETTE
@@ -27,6 +27,7 @@ MEANINGS = {
     "total_cover": "cover of all splits",
 }
 EMBEDDED = 2_000  # rows in a sample
+MAX_COLORS = 20  # that can be told apart
 MAX_WIDTH = 4_096  # of embeddings: a partition sends home the square of it, 128 MiB
 
 
@@ -73,7 +74,7 @@ def importance_data(estimator: Any, kind: Importance = "gain", top: int | None =
         raise ValueError(f"top is a number of features, at least 1, or None for all; got {top}")
     if isinstance(estimator, DaskEstimator):
         check_is_fitted(estimator, "model_")
-    model = getattr(estimator, "model_", None)
+    model: Any = getattr(estimator, "model_", None)
     if not hasattr(model, "get_score"):
         raise TypeError(
             "Feature importance is read from the trees of a fitted daskdl.XGBClassifier or XGBRegressor; got "
@@ -92,8 +93,8 @@ def importance_data(estimator: Any, kind: Importance = "gain", top: int | None =
 def plot_importance(estimator: Any, kind: Importance = "gain", top: int | None = 20, **options: Any) -> Bars:
     """Draw the importance of features as bars, the longest at the top; see :func:`importance_data`."""
     data = importance_data(estimator, kind, top)
-    settings: dict[str, Any] = {"width": 480, "height": 80 + 22 * len(data), "color": PALETTE[0]}
-    settings |= {"title": "Importance of features", "ylabel": MEANINGS[kind], "xlabel": "", "flip_yaxis": True}
+    settings: dict[str, Any] = {"width": 480, "height": 80 + 22 * len(data), "color": PALETTE[0], "flip_yaxis": True}
+    settings |= {"title": f"Importance: {MEANINGS[kind]}", "ylabel": "", "xlabel": ""} | ALONE
     return hvplot(data).barh(x="feature", y="importance", **(settings | options))
 
 
@@ -172,15 +173,27 @@ def _look(points: int, seed: int, X: Rows, labels: Rows | None = None) -> Overvi
 def plot_embedding(X: Any, labels: Any = None, points: int = EMBEDDED, seed: int = 0, **options: Any) -> Scatter:
     """Draw a sample of rows along their first two principal components; see :func:`embedding_data`.
 
-    Labels of at most 20 different values, or that are no numbers, have a color each; more numbers have a scale.
+    Each label has a color; of more than 20 different numbers, the color is a scale.
     """
     data = embedding_data(X, labels, points, seed)
+    data = data.sort_values("label", key=_sortable) if "label" in data else data
     first, second = data.attrs["explained"]
     settings: dict[str, Any] = {"xlabel": f"component 1 ({first:.0%})", "ylabel": f"component 2 ({second:.0%})"}
-    settings |= {"width": 480, "height": 400, "size": 12, "alpha": 0.7, "color": PALETTE[0]}
-    settings["title"] = f"{len(data):,} of {data.attrs['rows']:,} rows"
-    if "label" in data:
-        continuous = pd.api.types.is_float_dtype(data["label"]) or data["label"].nunique() > 20
-        continuous = continuous and pd.api.types.is_numeric_dtype(data["label"])
-        settings |= {"c": "label", "cmap": "viridis"} if continuous else {"by": "label", "color": None}
+    settings |= {"title": f"{len(data):,} of {data.attrs['rows']:,} rows"}
+    settings |= {"width": 480, "height": 400, "size": 12, "alpha": 0.7} | ALONE | _coloring(data)
     return hvplot(data).scatter(x="pc1", y="pc2", **(settings | options))
+
+
+def _sortable(labels: pd.Series) -> pd.Series:
+    return labels if pd.api.types.is_numeric_dtype(labels) else labels.map(str)
+
+
+def _coloring(data: pd.DataFrame) -> dict[str, Any]:
+    if "label" not in data:
+        return {"color": PALETTE[0]}
+    n_labels = data["label"].nunique()
+    if n_labels > MAX_COLORS and pd.api.types.is_numeric_dtype(data["label"]):
+        return {"c": "label", "cmap": "viridis"}
+    from bokeh.palettes import Category20
+
+    return {"by": "label", "color": list(PALETTE if n_labels <= len(PALETTE) else Category20[MAX_COLORS])}

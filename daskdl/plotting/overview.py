@@ -61,7 +61,7 @@ class Sample(NamedTuple):
     @classmethod
     def of(cls, size: int, seed: int, *columns: Rows) -> Sample:
         """Draw from rows; the first column must be numbers."""
-        content = zlib.crc32(np.ascontiguousarray(columns[0]))  # partitions do not know their number
+        content = zlib.crc32(np.ascontiguousarray(columns[0]).data)  # partitions do not know their number
         keys = np.random.default_rng([seed, content]).random(len(columns[0]))
         return cls(keys, columns)._smallest(size)
 

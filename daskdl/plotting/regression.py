@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from daskdl.errors import DataError
-from daskdl.plotting.drawing import hvplot, reference
+from daskdl.plotting.drawing import ALONE, hvplot, reference
 from daskdl.plotting.overview import Overview, merge_overviews, overview
 from daskdl.plotting.partitions import Rows, column, floats, fold
 from daskdl.tracking.colors import PALETTE
@@ -91,13 +91,13 @@ def plot_residuals(y: Any, predicted: Any, points: int = RESIDUALS, seed: int = 
     bands = _bands(data)
     about = data.attrs
     title = f"RMSE {about['rmse']:.4g}, R² {about['r2']:.4f}, {about['rows']:,} rows"
-    labels = {"xlabel": "predicted", "ylabel": "true less predicted"}
+    labels = {"xlabel": "predicted", "ylabel": "true less predicted"} | ALONE
     settings = labels | {"title": title, "width": 480, "height": 360, "color": PALETTE[0]} | options
     dots = hvplot(data).scatter(x="predicted", y="residual", **({"size": 8, "alpha": 0.35} | settings))
     band = hvplot(bands).area(x="predicted", y="low", y2="high", color=PALETTE[1], alpha=0.2, line_width=0, **labels)
     median = hvplot(bands).line(x="predicted", y="median", color=PALETTE[1], **labels)
     ends = data["predicted"].min(), data["predicted"].max()
-    return dots * band * median * reference(ends, (0.0, 0.0), **labels)
+    return dots * band * median * reference(ends, (0.0, 0.0), **(labels | {"color": "black"}))
 
 
 def _bands(data: pd.DataFrame) -> pd.DataFrame:

@@ -92,7 +92,12 @@ def plot_run(run: Run, **options: Any) -> Layout:
 
 def _marked(panel: Any, marks: pd.DataFrame) -> Any:
     for mark, rows in marks.groupby("mark", sort=False):
-        look = {"marker": MARKS[str(mark)], "color": ALERT if mark == "worker_lost" else "#444444", "size": 90}
+        look = {
+            "marker": MARKS[str(mark)],
+            "color": ALERT if mark == "worker_lost" else "#444444",
+            "size": 90,
+            "line_width": 2,
+        }
         panel = panel * hvplot(rows).scatter(x="step", y="value", hover_cols=["text"], label=str(mark), **look)
     return panel
 

@@ -9,6 +9,7 @@ from sklearn.exceptions import NotFittedError
 import daskdl
 from daskdl import plotting
 from daskdl.errors import DataError
+from daskdl.tracking.writer import writer
 
 N = 3_000
 
@@ -20,7 +21,9 @@ def trees():
     X["idle"] = 1.0
     when = pd.Timestamp("2026-01-01") + pd.to_timedelta(rng.integers(0, 365 * 24, N), unit="h")
     y = X.x + 0.5 * (X.city == "Rome") + (when.hour > 12) > 0.7
-    return daskdl.XGBClassifier(n_estimators=8, max_depth=3, verbose=0).fit(X.assign(when=when), y)
+    fitted = daskdl.XGBClassifier(n_estimators=8, max_depth=3, verbose=0).fit(X.assign(when=when), y)
+    writer.flush(60.0)  # its thread imports MLflow, and Python 3.11 may fail to parse code in two threads at once
+    return fitted
 
 
 @pytest.mark.parametrize("kind", ["gain", "weight", "cover", "total_gain", "total_cover"])
