@@ -172,6 +172,8 @@ def test_who_opens_the_page_late_sees_the_whole_history(page: Any, dashboard: tu
     assert page.locator("td b.finished").count() == 2
     tell(client, start("third", "third"), metrics("third", [1, {"train_loss": 0.5}], [2, {"train_loss": 0.4}]))
     assert eventually(page, lambda: page.evaluate(SPANS).get("third") == [1, 2], 10), "and what comes after"
+    tell(client, metrics("third", [3, {"train_loss": 0.3}]))
+    assert eventually(page, lambda: page.evaluate(SPANS).get("third") == [1, 3], 10)
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from bokeh.layouts import column, row
 from bokeh.models import (
     AdaptiveTicker,
@@ -88,20 +87,27 @@ class Curves(Panel):
         self.root.visible = bool(self.source.data["xs"])
 
     def _part(self, color: str, record: RunRecord, names: list[str], scene: Scene) -> Part:
-        lines = view.lines(color, record, names, scene.smooth)
-        return [_packed(line) for line in lines], self._marks_of(color, record, names)
+        return view.lines(color, record, names, scene.smooth), self._marks_of(color, record, names)
 
     def _marks_of(self, color: str, record: RunRecord, names: list[str]) -> list[tuple[Any, ...]]:
         return view.best_marks(color, record, names)
 
     def _fill(self, parts: list[Part]) -> None:
-        self.source.data = view.columns(view.LINE, (line for lines, _ in parts for line in lines))
-        self.marks.data = view.columns(view.MARK, (mark for _, marks in parts for mark in marks))
+        fill(self.source, view.LINE, [line for lines, _ in parts for line in lines])
+        marks = view.columns(view.MARK, (mark for _, marks in parts for mark in marks))
+        if marks != self.marks.data:
+            self.marks.data = marks
 
 
-def _packed(line: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return a row of ``view.LINE`` whose numbers travel as bytes."""
-    return np.array(line[0], dtype=float), np.array(line[1], dtype=float), *line[2:]
+def fill(source: ColumnDataSource, keys: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    """Give a source of curves its rows; only points of curves that have changed are sent, if nothing else has."""
+    data, before = view.columns(keys, rows), source.data
+    if any(data[key] != before[key] for key in keys[2:]):
+        source.data = data
+        return
+    changed = [i for i, (new, old) in enumerate(zip(data["ys"], before["ys"], strict=True)) if new is not old]
+    if changed:
+        source.patch({key: [(i, data[key][i]) for i in changed] for key in keys[:2]})
 
 
 class Loss(Curves):

@@ -145,7 +145,7 @@ def curves(title: str, source: ColumnDataSource, marks: ColumnDataSource, ticks:
 
 def bars(factors: FactorRange) -> figure:
     """Return a chart of horizontal bars by rank, without any yet."""
-    ranges = {"y_range": factors, "x_range": DataRange1d(start=0, range_padding=0.02)}
+    ranges = {"y_range": factors, "x_range": DataRange1d(start=0, range_padding=0.06)}
     chart = figure(title=Title(), sizing_mode="stretch_both", **{**CHART, **ranges, "min_height": 50})
     quiet(chart)
     chart.ygrid.grid_line_color = None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
+
+import numpy as np
 
 from daskdl.tracking import summary
 from daskdl.tracking.colors import ALERT, PALETTE, STATE_COLORS
@@ -105,8 +107,8 @@ def lines(color: str, record: RunRecord, names: Iterable[str], smoothed: bool = 
     """
     rows: list[tuple[Any, ...]] = []
     for name in names:
-        steps, values = record.curves[name].xy(limit=POINTS)
-        values = [v if math.isfinite(v) else math.nan for v in values]
+        steps, values = map(np.asarray, record.curves[name].xy(limit=POINTS))
+        values = np.where(np.isfinite(values), values, math.nan)
         dash = "dashed" if name.startswith("val") and summary.lower_is_better(name) else "solid"
         noisy = smoothed and len(values) >= NOISY
         drawn = [(values, 1, 0.3), (smooth(values), 2, 1.0)] if noisy else [(values, 2, 1.0)]
@@ -114,15 +116,23 @@ def lines(color: str, record: RunRecord, names: Iterable[str], smoothed: bool = 
     return rows
 
 
-def smooth(values: list[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> np.ndarray[Any, Any]:
     """Return the mean around each value, over a twentieth of the curve and always as many values on both sides."""
-    half, n = len(values) // 40, len(values)
-    means = []
-    for i in range(n):
-        reach = min(half, i, n - 1 - i)
-        near = [v for v in values[i - reach : i + reach + 1] if not math.isnan(v)]
-        means.append(sum(near) / len(near) if near else math.nan)
-    return means
+    there = np.isfinite(values)
+    filled = np.where(there, values, 0.0)
+    n, half = len(filled), len(filled) // 40
+    sums, counts = filled.copy(), there.astype(float)
+    inside = slice(half, n - half)
+    sums[inside], counts[inside] = (_windows(data, half).sum(axis=1) for data in (filled, there))
+    for reach in range(half):
+        for i in (reach, n - 1 - reach):
+            near = slice(i - reach, i + reach + 1)
+            sums[i], counts[i] = filled[near].sum(), there[near].sum()
+    return np.divide(sums, counts, out=np.full(n, math.nan), where=counts > 0)
+
+
+def _windows(data: np.ndarray[Any, Any], half: int) -> np.ndarray[Any, Any]:
+    return np.lib.stride_tricks.sliding_window_view(data, 2 * half + 1)
 
 
 # marks

@@ -269,7 +269,7 @@ def test_new_messages_are_drawn_and_silence_changes_nothing():
 def test_of_runs_that_said_nothing_nothing_is_computed():
     silent, talking = curve("a"), curve("b")
     page = page_of(silent, talking)
-    before = page.source.data["ys"]
+    before = list(page.source.data["ys"])
     talking.apply(metrics("b", [9, {"train_loss": 0.05}], when=6.0))
     page.update()
     after = page.source.data["ys"]
