@@ -58,10 +58,10 @@ def test_importance_is_drawn_with_the_longest_bar_at_the_top(trees):
     assert figure.y_range.factors[::-1] == bars.dimension_values("feature").tolist()  # from the bottom
 
 
-def test_drawings_beside_each_other_keep_their_own_order(trees):
+def test_drawings_beside_each_other_keep_their_own_axes(trees):
     import holoviews as hv
 
-    pair = [plotting.plot_importance(trees, kind, top=3) for kind in ("total_gain", "weight")]
+    pair = [plotting.plot_importance(trees, top=top) for top in (2, None)]
     together = hv.renderer("bokeh").get_plot(pair[0] + pair[1])
     for alone, plot in zip(pair, together.subplots.values(), strict=True):
         figure = next(iter(plot.subplots.values())).state
