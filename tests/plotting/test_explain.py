@@ -55,10 +55,17 @@ def test_importance_is_drawn_with_the_longest_bar_at_the_top(trees):
     bars = plotting.plot_importance(trees, "total_gain", top=3)
     assert bars.array().tolist() == plotting.importance_data(trees, "total_gain", top=3).to_numpy().tolist()
     figure = hv.render(bars, backend="bokeh")
-    first = plotting.importance_data(trees, "total_gain", top=1)["feature"][0]
-    upside_down = figure.y_range.flipped if hasattr(figure.y_range, "flipped") else False
-    factors = figure.y_range.factors
-    assert (factors[0] if upside_down else factors[-1]) == first
+    assert figure.y_range.factors[::-1] == bars.dimension_values("feature").tolist()  # from the bottom
+
+
+def test_drawings_beside_each_other_keep_their_own_axes(trees):
+    import holoviews as hv
+
+    pair = [plotting.plot_importance(trees, top=top) for top in (2, None)]
+    together = hv.renderer("bokeh").get_plot(pair[0] + pair[1])
+    for alone, plot in zip(pair, together.subplots.values(), strict=True):
+        figure = next(iter(plot.subplots.values())).state
+        assert figure.y_range.factors == hv.render(alone, backend="bokeh").y_range.factors
 
 
 def test_importance_of_a_network_is_refused():
@@ -144,5 +151,9 @@ def test_a_class_is_drawn_as_a_color_and_numbers_on_a_scale(embeddings):
     on_scale = plotting.plot_embedding(X, X[:, 0], points=200)
     assert isinstance(on_scale, hv.Scatter) and len(on_scale) == 200
     assert len(plotting.plot_embedding(X, points=50)) == 50
-    for drawing in (by_class, on_scale):
-        hv.render(drawing, backend="bokeh")
+    figure = hv.render(by_class, backend="bokeh")
+    assert len({renderer.glyph.fill_color for renderer in figure.renderers}) == 3
+    assert figure.legend[0].items[0].label.value == "blue"
+    assert hv.render(on_scale, backend="bokeh").renderers[0].glyph.fill_color.transform.palette
+    many = plotting.plot_embedding(X, np.arange(N) % 15)
+    assert len({renderer.glyph.fill_color for renderer in hv.render(many, backend="bokeh").renderers}) == 15

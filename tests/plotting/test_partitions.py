@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from daskdl import plotting
 from daskdl.errors import DataError
 from daskdl.plotting.partitions import fold, on_host
 
@@ -51,3 +52,12 @@ def test_on_host_asks_cudf_and_cupy_for_a_copy():
 
     assert on_host(OnDevice()).tolist() == [1, 2]
     assert on_host(OnDeviceArray()).tolist() == [3]
+
+
+@pytest.mark.cluster
+def test_workers_reduce_their_rows_and_their_errors_come_home(client):
+    frame = dd.from_pandas(pd.DataFrame({"y": np.arange(1_000) % 2, "p": np.linspace(0, 1.5, 1_000)}), npartitions=4)
+    half = frame[frame["p"] <= 1]
+    assert plotting.roc_data(half["y"], half["p"]).attrs["auc"] == pytest.approx(0.5, abs=0.01)
+    with pytest.raises(DataError, match="probabilities from 0 to 1"):
+        plotting.roc_data(frame["y"], frame["p"])

@@ -63,7 +63,7 @@ def test_run_without_a_loss_has_events_nowhere(make_run):
 def test_log_scale_is_for_losses_only(make_run):
     import holoviews as hv
 
-    run = make_run("a", train_loss=[0.8, 0.08], val_auc=[0.5, 0.6], rows_per_s=[1e5, 2e5])
+    run = make_run("a", train_loss=[0.8, 0.08], val_loss=[0.9, 0.1], val_auc=[0.5, 0.6], rows_per_s=[1e5, 2e5])
     figures = [hv.render(panel, backend="bokeh") for panel in run.plot(logy=True)]
     assert [type(figure.yaxis[0]).__name__ for figure in figures] == ["LogAxis", "LinearAxis", "LinearAxis"]
 
