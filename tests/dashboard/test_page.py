@@ -339,6 +339,11 @@ def test_smoothing_keeps_a_line_and_skips_nan():
     assert not any(math.isnan(v) for v in view.smooth([math.nan if i == 50 else 1.0 for i in range(200)]))
 
 
+def test_one_bad_batch_does_not_bend_the_end():
+    assert max(view.smooth([1.0] * 199 + [3.0])) < 1.7
+    assert math.isnan(view.smooth([math.nan] * 200)[-1])
+
+
 def test_infinite_loss_does_not_spoil_the_axis():
     data = page_of(
         record_of(start("r"), metrics("r", [1, {"train_loss": 0.5}], [2, {"train_loss": math.inf}]))
