@@ -164,10 +164,8 @@ def test_a_million_steps_of_many_runs_stay_small():
             points = [[s, {n: float(s) + i for i, n in enumerate(names)}] for s in range(first, first + 500)]
             plugin.log_event(TOPIC, metrics(f"run {run}", *points))
     curves = [curve for record in plugin.records.values() for curve in record.curves.values()]
-    assert max(len(curve.points) for curve in curves) == MAX_POINTS
-    objects = {id(thing): thing for curve in curves for point in curve.points for thing in (point, *point)}
-    size = sum(map(sys.getsizeof, objects.values())) + sum(sys.getsizeof(curve.points) for curve in curves)
-    assert size < 50 * 2**20
+    assert max(len(curve.steps) for curve in curves) == MAX_POINTS
+    assert sum(sys.getsizeof(curve.steps) + sys.getsizeof(curve.values) for curve in curves) < 50 * 2**20 / 3
     page = Training(lambda: plugin.records)
     page.update()
     assert page.source.data["xs"][-1][-1] == MAX_POINTS - 1
