@@ -65,8 +65,11 @@ def lab(browser: Any) -> None:
 
 def training(browser: Any) -> None:
     """Train three networks on flights; take the pictures during the last."""
+    import dask
+
     import daskdl
 
+    dask.config.set({"daskdl.kill-button": True})
     with tempfile.TemporaryDirectory() as folder:
         client = daskdl.connect("cpu", n_workers=4, dashboard_address="127.0.0.1:0", runs=folder)
         train = client.persist(daskdl.datasets.flights_split(daskdl.datasets.flights()))[0]
@@ -75,14 +78,16 @@ def training(browser: Any) -> None:
         for theme in ("light", "dark"):
             pages[theme] = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=theme)
             pages[theme].goto(address)
-        _fit(train, "small network", 800, epochs=2, batch_size=512)
-        _fit(train, "network", 1_300, lambda: client.run(_die, workers=_one(client), wait=False), epochs=4)
-        last = _fit(train, "network, again", 500, lambda: client.run(_be_busy, workers=_one(client)), epochs=20)
-        pages["light"].wait_for_timeout(10_000)
+        kill = pages["light"].get_by_role("button", name="Kill a worker").click
+        _fit(train, "small batches", 1, epochs=1, batch_size=512)
+        _fit(train, "network", 250, kill, epochs=2)
+        last = _fit(train, "network, again", 150, lambda: client.run(_be_busy, workers=_one(client)), epochs=20)
+        pages["light"].wait_for_timeout(8_000)
         for theme, page in pages.items():
             page.screenshot(path=IMAGES / f"training-{theme}.png")
             page.close()
         last.run_.stop()
+        last.run_.wait()
         client.shutdown()
 
 
@@ -107,12 +112,6 @@ def _fit(train: Any, name: str, step: int, then: Callable[[], Any] | None = None
 
 def _one(client: Any) -> list[str]:
     return sorted(client.scheduler_info()["workers"])[2:3]
-
-
-def _die() -> None:
-    import os
-
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _be_busy() -> None:

@@ -75,6 +75,7 @@ WIDGET = """
 .bk-btn.bk-active { background-color: var(--daskdl-field) !important; color: var(--daskdl-ink) !important; }
 .bk-btn:not(.bk-active):not(:hover) { color: var(--daskdl-grey) !important; }
 .bk-btn[disabled] { opacity: .6; }
+select.bk-input { appearance: auto !important; background-image: none !important; }
 """
 ACTION = WIDGET + ".bk-btn:not(:hover) { color: var(--daskdl-ink) !important; }"
 CHOICES = (
@@ -84,6 +85,7 @@ CHOICES = (
 .choices__inner { padding: 1px 6px !important; min-height: 0 !important; line-height: 1.5; }
 .choices__inner .choices__item { font-size: 11px !important; padding: 0 6px !important; margin: 0 3px 1px 0 !important;
   background: var(--daskdl-field) !important; color: var(--daskdl-ink) !important; border: none !important; }
+.choices__inner .choices__button { filter: var(--daskdl-cross); }
 .choices__input { font-size: 12px !important; margin: 0 !important; padding: 1px 2px !important;
   color: var(--daskdl-ink); background: transparent !important; }
 .choices__list--dropdown .choices__item, .choices__list[aria-expanded] .choices__item {

@@ -14,12 +14,12 @@ _PAGE = """
 :root {
   --daskdl-page: #ffffff; --daskdl-field: #f3f4f6; --daskdl-ink: #1f2937; --daskdl-grey: #626973;
   --daskdl-grid: #e9ebee; --daskdl-edge: #cbd0d6; --daskdl-alert: #b42318; --daskdl-running: #356095;
-  --daskdl-finished: #257541; --daskdl-stopped: #8f5c00; color-scheme: light;
+  --daskdl-finished: #257541; --daskdl-stopped: #8f5c00; --daskdl-cross: invert(1); color-scheme: light;
 }
 :root[data-theme="dark"] {
   --daskdl-page: #1b1d21; --daskdl-field: #2a2d33; --daskdl-ink: #e4e6ea; --daskdl-grey: #a0a7b2;
   --daskdl-grid: #33373e; --daskdl-edge: #4a5059; --daskdl-alert: #ff8b80; --daskdl-running: #84b2e6;
-  --daskdl-finished: #6fcf91; --daskdl-stopped: #e9b24c; color-scheme: dark;
+  --daskdl-finished: #6fcf91; --daskdl-stopped: #e9b24c; --daskdl-cross: none; color-scheme: dark;
 }
 :root {
   --bk-text-color: var(--daskdl-ink); --bk-major-label-text-color: var(--daskdl-grey);

@@ -117,18 +117,24 @@ def lines(color: str, record: RunRecord, names: Iterable[str], smoothed: bool = 
 
 
 def smooth(values: Sequence[float]) -> np.ndarray[Any, Any]:
-    """Return the mean around each value, over a twentieth of the curve and always as many values on both sides."""
+    """Return the mean around each value, over a twentieth of the curve and always as many values on both sides.
+
+    The last values, which have too few after them, lie on the straight line that fits the last twentieth best: one
+    batch that happens to be small or hard does not bend the end.
+    """
     there = np.isfinite(values)
     filled = np.where(there, values, 0.0)
     n, half = len(filled), len(filled) // 40
     sums, counts = filled.copy(), there.astype(float)
     inside = slice(half, n - half)
     sums[inside], counts[inside] = (_windows(data, half).sum(axis=1) for data in (filled, there))
-    for reach in range(half):
-        for i in (reach, n - 1 - reach):
-            near = slice(i - reach, i + reach + 1)
-            sums[i], counts[i] = filled[near].sum(), there[near].sum()
-    return np.divide(sums, counts, out=np.full(n, math.nan), where=counts > 0)
+    for i in range(half):
+        sums[i], counts[i] = filled[: 2 * i + 1].sum(), there[: 2 * i + 1].sum()
+    means = np.divide(sums, counts, out=np.full(n, math.nan), where=counts > 0)
+    last = np.arange(n - 2 * half - 1, n)[there[n - 2 * half - 1 :]]
+    if half and len(last) > 1:
+        means[n - half :] = np.polyval(np.polyfit(last, filled[last], 1), np.arange(n - half, n))
+    return means
 
 
 def _windows(data: np.ndarray[Any, Any], half: int) -> np.ndarray[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from daskdl.tracking.breakdown import Ranks
 
 TOPIC = "daskdl"  # the Dask event topic every message travels on
-MAX_POINTS = 1_500  # per curve; more, and 50 runs of 6 curves do not fit into 50 MiB of the scheduler
+MAX_POINTS = 2_000  # per curve; two neighbours are merged into one when a curve grows past it
 MAX_EVENTS = 500
 
 
@@ -22,7 +23,8 @@ class Curve:
     million steps cost as much memory as two thousand. The last, lowest and highest points are kept whatever happens.
     """
 
-    points: list[tuple[int, float]] = field(default_factory=list)
+    steps: array[int] = field(default_factory=lambda: array("q"))  # arrays, as tuples take seven times the memory
+    values: array[float] = field(default_factory=lambda: array("d"))
     stride: int = 1
     last: tuple[int, float] | None = None
     low: tuple[int, float] | None = None
@@ -37,21 +39,31 @@ class Curve:
                 self.low = (step, value)
             if self.high is None or value > self.high[1]:
                 self.high = (step, value)
-        if self.points and step % self.stride:
-            return
-        at = bisect_left(self.points, step, key=lambda point: point[0])
-        same = at < len(self.points) and self.points[at][0] == step
-        self.points[at : at + same] = [(step, value)]
-        if len(self.points) > MAX_POINTS:
-            self.points = self.points[::2]
-            self.stride *= 2
+        if not self.steps or self.keeps(step):
+            self._put(step, value)
+
+    def keeps(self, step: int) -> bool:
+        """Say whether the value of a step is among those that are kept, however the curve was thinned."""
+        return step % self.stride == 0 or (bool(self.steps) and step == self.steps[0])
 
     def xy(self, limit: int | None = None) -> tuple[list[int], list[float]]:
         """Return steps and values, the last point included, thinned to about ``limit`` of them."""
-        points = self.points[:: max(1, -(-len(self.points) // limit))] if limit else self.points
-        if self.last is not None and (not points or points[-1][0] < self.last[0]):
-            points = [*points, self.last]
-        return [s for s, _ in points], [v for _, v in points]
+        thin = max(1, -(-len(self.steps) // limit)) if limit else 1
+        steps, values = self.steps[::thin].tolist(), self.values[::thin].tolist()
+        if self.last is not None and (not steps or steps[-1] < self.last[0]):
+            return [*steps, self.last[0]], [*values, self.last[1]]
+        return steps, values
+
+    def _put(self, step: int, value: float) -> None:
+        at = bisect_left(self.steps, step)
+        if at < len(self.steps) and self.steps[at] == step:
+            self.values[at] = value
+            return
+        self.steps.insert(at, step)
+        self.values.insert(at, value)
+        if len(self.steps) > MAX_POINTS:
+            self.steps, self.values = self.steps[::2], self.values[::2]
+            self.stride *= 2
 
 
 @dataclass

@@ -61,7 +61,7 @@ class Store:
                 (name, value, step, message["time"])
                 for step, values in message["points"]
                 for name, value in values.items()
-                if step % record.curves[name].stride == 0 or step == record.curves[name].points[0][0]
+                if record.curves[name].keeps(step)
             ]
             self._note(record.id, points=points)
         elif message["kind"] == "event":
