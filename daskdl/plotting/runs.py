@@ -50,7 +50,7 @@ def run_marks_data(run: Run) -> pd.DataFrame:
 def _best_steps(record: RunRecord) -> Iterator[tuple[int, str, float, str, str]]:
     for name, curve in record.curves.items():
         point = curve.low if summary.lower_is_better(name) else curve.high
-        if name.startswith("val") and point is not None and len(curve.points) > 1:
+        if name.startswith("val") and point is not None and len(curve.steps) > 1:
             yield point[0], name, point[1], "best", f"best {name}: {summary.number(point[1])}"
 
 
