@@ -30,7 +30,7 @@ from daskdl.training.clock import Clock
 from daskdl.training.commit import Commit, put_commit
 from daskdl.training.gangs import Answer
 
-SEND_SECONDS = 0.2
+SEND_SECONDS = RATE_SECONDS = 0.2
 COMMIT_SECONDS = 0.5  # between two commits, or
 COMMIT_SHARE = 0.05  # of the time for commits, if one takes longer
 WATCHED_ROWS = 100_000
@@ -405,7 +405,8 @@ class _Log(xgboost.callback.TrainingCallback):
         self.latest: dict[str, float] = {}
         self.ranks: dict[str, Any] | None = None  # to be sent
         self.sent = 0
-        self.sent_at = self.round_at = time.monotonic()
+        self.sent_at = self._rated_at = time.monotonic()
+        self._n_rounds = 0  # since the speed was last told
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
         self.latest = {
@@ -414,8 +415,10 @@ class _Log(xgboost.callback.TrainingCallback):
             for metric, scores in metrics.items()
         }
         now = time.monotonic()
-        self.latest["rows_per_s"] = self.n_rows / max(now - self.round_at, 1e-9)
-        self.round_at = now
+        self._n_rounds += 1
+        if epoch == 0 or now - self._rated_at > RATE_SECONDS:
+            self.latest["rows_per_s"] = self._n_rounds * self.n_rows / max(now - self._rated_at, 1e-9)
+            self._n_rounds, self._rated_at = 0, now
         self.points.append([epoch + 1, self.latest])
         if now - self.sent_at > SEND_SECONDS:
             self.send_points()

@@ -19,6 +19,7 @@ from daskdl.training.clock import Clock
 from daskdl.training.commit import Use
 
 EXPLODED = 1_000  # times the first loss
+RATE_SECONDS = 0.2  # at least, over which rows a second are counted
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -69,7 +70,8 @@ class Report:
         self._steps: list[Step] = []
         self._points: list[list[Any]] = []
         self._n_unsent = 0  # steps
-        self._added_at = time.monotonic()
+        self._step, self._n_rows = 0, 0  # of the rate
+        self._rated_at, self._rated = time.monotonic(), False
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -108,17 +110,24 @@ class Report:
             return None
         self._audit(steps)
         bad = self._means(steps, sorted(steps[-1].values))
-        now = time.monotonic()
-        rate = sum(one.n_global for one in steps) / max(now - self._added_at, 1e-9)
-        self._points.append([steps[-1].step + 1, {"rows_per_s": rate}])
-        self._added_at = now
+        self._step, self._n_rows = steps[-1].step + 1, self._n_rows + sum(one.n_global for one in steps)
+        if time.monotonic() - self._rated_at > RATE_SECONDS:
+            self._add_rate()
         self._n_unsent += len(steps)
         return bad
+
+    def _add_rate(self) -> None:
+        """Note how many rows a second there were since the last time."""
+        now = time.monotonic()
+        self._points.append([self._step, {"rows_per_s": self._n_rows / max(now - self._rated_at, 1e-9)}])
+        self._n_rows, self._rated_at, self._rated = 0, now, True
 
     def send_all(self, epoch: float | None) -> None:
         """Send what was added up, and where the time of each rank went; every rank gets here at the same step."""
         steps, self._n_unsent = self._n_unsent, 0
         if steps:
+            if epoch is None and not self._rated:  # a short run has a speed, too
+                self._add_rate()
             ranks = {"steps": steps, **self._ranks()}
             points, self._points = self._points, []
             self.message("metrics", points=points, epoch=epoch, uses=list(self.uses.values()), ranks=ranks)
