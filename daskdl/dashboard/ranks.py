@@ -14,7 +14,7 @@ from daskdl.tracking.breakdown import PHASES, WAITING, verdict
 from daskdl.tracking.colors import GPU, HOST, PEAK, PHASE_COLORS
 from daskdl.tracking.record import RunRecord
 
-MOST = 12  # ranks that are drawn
+MOST = 8  # ranks that are drawn: more would not be told apart in a low pane
 BAR = ("rank", "left", "right", "color", "what", "text")
 MEMORY = ("rank", "now", "peak", "color", "what", "text")
 
