@@ -399,7 +399,7 @@ def test_the_breakdown_is_stacked_by_rank_with_its_verdict():
     assert [data["what"][i] for i in first] == ["data", "forward", "backward", "all-reduce"]
     assert [round(data["right"][i] - data["left"][i]) for i in first] == [10, 10, 20, 50]
     assert data["left"][first[-1]] == pytest.approx(40)
-    assert "Rank 1 is the straggler: 67 % of its step is waiting for data" in panel.heading.text
+    assert "Rank 1 is the straggler: 67&nbsp;% of its step is waiting for data" in panel.heading.text
     assert "the last 10 steps" in panel.heading.text
     record.apply(end("r"))
     assert "all 10 steps" in page_of(record).breakdown.heading.text
