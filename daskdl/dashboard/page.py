@@ -144,7 +144,7 @@ class Training(Watcher):
         for panel, part in ((self.loss, 6), (self.side, 5), (self.breakdown, 5), (self.memory, 3), (self.signals, 3)):
             panel.root.styles = style.share(part)
         self.runs.root.sizing_mode = "stretch_width"
-        self.runs.root.styles = {"flex": "none", "max-height": "34%"}
+        self.runs.root.styles, self.runs.root.stylesheets = style.FIXED, [style.TABLE_SHARE]
         upper = row(self.loss.root, self.side.root, sizing_mode="stretch_both", styles=style.share(3))
         lower = [self.breakdown.root, self.memory.root, self.signals.root]
         self.lower = row(*lower, sizing_mode="stretch_both", styles=style.share(2), stylesheets=[style.LOWER])

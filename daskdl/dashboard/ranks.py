@@ -14,7 +14,7 @@ from daskdl.tracking.breakdown import PHASES, WAITING, verdict
 from daskdl.tracking.colors import GPU, HOST, PEAK, PHASE_COLORS
 from daskdl.tracking.record import RunRecord
 
-MOST = 12  # ranks that are drawn
+MOST = 8  # ranks that are drawn: more would not be told apart in a low pane
 BAR = ("rank", "left", "right", "color", "what", "text")
 MEMORY = ("rank", "now", "peak", "color", "what", "text")
 
@@ -63,7 +63,8 @@ def breakdown(record: RunRecord | None) -> Bars:
     key = "".join(f'<span><i style="background:{PHASE_COLORS[phase]}"></i>{phase}</span>' for phase in used)
     steps = f"the last {n_steps:,} steps" if recent else f"all {n_steps:,} steps"
     about = f"{escape(record.name or record.id)}, mean of {steps}{which}"
-    words = f"{_title('Time of a step', about)}<p>{escape(verdict(ranks))}</p><div class='key'>{key}</div>"
+    said = escape(verdict(ranks)).replace(" %", "&nbsp;%")
+    words = f"{_title('Time of a step', about)}<p>{said}</p><div class='key'>{key}</div>"
     return Bars([_name(rank) for rank in shown], rows, words)
 
 

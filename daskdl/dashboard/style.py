@@ -17,7 +17,12 @@ CHART: dict[str, Any] = {"min_height": 60, "min_width": 100, "toolbar_location":
 
 # A pane of JupyterLab is low or narrow: the loss is what stays.
 SIDE = "@media (max-width: 420px) { :host { display: none !important; } }"
-LOWER = "@media (max-height: 560px), (max-width: 700px) { :host { display: none !important; } }"
+LOWER = "@media (max-height: 590px), (max-width: 700px) { :host { display: none !important; } }"
+TABLE_SHARE = """
+:host { max-height: 34%; }
+@media (max-height: 720px) { :host { max-height: 24%; } }
+@media (max-height: 590px) { :host { max-height: 40%; } }
+"""
 LOOK = "@media (max-height: 480px) { :host { display: none !important; } }"
 
 

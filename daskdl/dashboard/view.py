@@ -116,7 +116,7 @@ def lines(color: str, record: RunRecord, names: Iterable[str], smoothed: bool = 
     return rows
 
 
-def smooth(values: Sequence[float]) -> np.ndarray[Any, Any]:
+def smooth(values: Sequence[float] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the mean around each value, over a twentieth of the curve and always as many values on both sides.
 
     The last values, which have too few after them, lie on the straight line that fits the last twentieth best: one
