@@ -60,7 +60,7 @@ bench: $(VENV)/.stamp-dev  ## run the benchmarks
 chaos: $(VENV)/.stamp-dev  ## disturb trainings at random, CHAOS_RUNS times, and write docs/chaos.md
 	$(BIN)/python -m tests.chaos.run --runs $(CHAOS_RUNS) --table docs/chaos.md
 
-screenshots: $(VENV)/.stamp-dev browser-deps  ## take the picture of the README
+screenshots: $(VENV)/.stamp-dev browser-deps  ## take the pictures of README and documentation
 	$(BIN)/python docs/screenshot.py
 
 format: $(VENV)/.stamp-dev  ## format code and strip notebooks

@@ -89,7 +89,7 @@ def data_of(kind: str, frame: pd.DataFrame) -> tuple[Any, Any]:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("kind, killed", [("pandas", (0,)), ("dask", (1,)), ("source", (0, 2)), ("dask", (0, 1))])
+@pytest.mark.parametrize("kind, killed", [("pandas", (0,)), ("source", (0, 2)), ("dask", (0, 1))])
 def test_boosting_goes_on_with_those_that_are_left(
     whole: Client, planted: pd.DataFrame, started_runs: list[Run], kind: str, killed: tuple[int, ...]
 ) -> None:
@@ -175,8 +175,7 @@ def test_an_interrupt_leaves_the_rounds_so_far(whole: Client, planted: pd.DataFr
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("kind", ["dask", "source"])
-@pytest.mark.parametrize("n_workers", [1, 3])
+@pytest.mark.parametrize("kind, n_workers", [("dask", 1), ("source", 3)])
 def test_a_run_is_stopped_and_resumed(
     whole: Client, planted: pd.DataFrame, started_runs: list[Run], kind: str, n_workers: int
 ) -> None:
