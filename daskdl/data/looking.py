@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pickle
 import zlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,13 +21,10 @@ from daskdl.data.schema.target import describe_target
 from daskdl.data.schema.values import names_of
 from daskdl.data.sources.base import Chunk, Source
 from daskdl.errors import DataError
-from daskdl.workers import workers_of
+from daskdl.workers import again_if_lost, workers_of
 
 PIECES_PER_WORKER = 4
 LOOK_THREADS = 2  # without a cluster
-TRIES = 4
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -129,16 +126,6 @@ def look_at_source(source: Source, asked: Asked, client: Client | None) -> list[
 def _look_on_workers(client: Client, source: Source, runs: list[range], asked: Asked) -> list[Any]:
     held = client.scatter(source, hash=False)
     return list(client.gather([client.submit(look_at_groups, held, run, asked, pure=False) for run in runs]))
-
-
-def again_if_lost(work: Callable[[], T]) -> T:
-    """Do some work on the workers, and again if one is lost with data that only this process can give out again."""
-    for _ in range(TRIES - 1):
-        try:
-            return work()
-        except CancelledError as error:  # the client keeps it, and its traceback would keep our futures
-            error.__traceback__ = None
-    return work()
 
 
 def look_at_groups(source: Source, groups: Sequence[int], asked: Asked) -> list[Look] | DataError:

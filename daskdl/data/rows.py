@@ -18,7 +18,6 @@ from daskdl.data.looking import (
     PIECES_PER_WORKER,
     Asked,
     Look,
-    again_if_lost,
     look_at,
     look_at_source,
     merge_looks,
@@ -30,7 +29,7 @@ from daskdl.data.sources.base import Source
 from daskdl.data.sources.parquet import ParquetSource
 from daskdl.data.staging.stage import stage
 from daskdl.errors import DataError
-from daskdl.workers import workers_of
+from daskdl.workers import again_if_lost, workers_of
 
 MIN_PIECE_ROWS = 1_000  # a frame in memory is not cut finer than this
 HELD_SHARE = 0.5  # of the memory of the workers that the partitions of a frame may take
@@ -115,7 +114,8 @@ class Rows:
             return list(self.client.compute([parts[i] for i in numbers]))
         ends = np.cumsum(self.counts)
         cut = [self.frame.iloc[ends[i] - self.counts[i] : ends[i]] for i in numbers]
-        return list(self.client.scatter(cut, hash=False))
+        client = self.client
+        return list(again_if_lost(lambda: client.scatter(cut, hash=False)))
 
 
 def read_rows(

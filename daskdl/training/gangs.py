@@ -28,7 +28,7 @@ from daskdl.tracking.run import Run
 from daskdl.training.checkpoints import CheckpointFolder
 from daskdl.training.commit import Commit, commit_step, forget_commit, take_commit
 from daskdl.training.stuck import Stuck
-from daskdl.workers import workers_of
+from daskdl.workers import again_if_lost, workers_of
 
 WAIT_SECONDS = 120.0  # for workers to come back when there are fewer than the user's fewest
 LOSSES_IN_PLACE = 3  # without a new commit between them: it is the training that kills
@@ -119,7 +119,7 @@ class Gangs:
             Where the first gang begins.
         """
         self._began = commit.step if commit is not None else 0
-        now: Any = commit if commit is None else self.client.scatter(commit, workers=self.workers[:1], hash=False)
+        now = self._given(commit)
         with (
             watched(self.client, self.run.id, partial(_forget, self.run.id)),
             Seats(self.client, self.run.id) as self._seats,
@@ -191,7 +191,7 @@ class Gangs:
         self._wait_for_workers(lost)
         if holder is not None:
             return self._commit_of(holder)
-        return commit if commit is None else self.client.scatter(commit, workers=self.workers[:1], hash=False)
+        return self._given(commit)
 
     def _say_why(self, gone: list[str], ranks: list[str], step: int) -> None:
         """Record the likely cause as soon as it is known, while the run goes on from ``step``."""
@@ -295,6 +295,10 @@ class Gangs:
 
     def _commit_of(self, holder: str) -> Any:
         return self.client.submit(take_commit, self.run.id, workers=[holder], allow_other_workers=False, pure=False)
+
+    def _given(self, commit: Commit | None) -> Any:
+        """Lay a commit of this process on a worker."""
+        return commit and again_if_lost(lambda: self.client.scatter(commit, hash=False))
 
     def _interrupt(self) -> bool:
         """Have the ranks stop at the end of their step; a second interrupt does not wait for it."""

@@ -125,10 +125,10 @@ class Report:
     def send_all(self, epoch: float | None) -> None:
         """Send what was added up, and where the time of each rank went; every rank gets here at the same step."""
         steps, self._n_unsent = self._n_unsent, 0
-        if steps:
-            if epoch is None and not self._rated:  # a short run has a speed, too
-                self._add_rate()
-            ranks = {"steps": steps, **self._ranks()}
+        if steps and epoch is None and not self._rated:  # a short run has a speed, too
+            self._add_rate()
+        if steps or epoch is None:  # a run that was resumed at its end has used what it used before
+            ranks = {"steps": steps, **self._ranks()} if steps else None
             points, self._points = self._points, []
             self.message("metrics", points=points, epoch=epoch, uses=list(self.uses.values()), ranks=ranks)
 

@@ -30,6 +30,7 @@ FOUND: list[tuple[str, int]] = [
     ("a second run beside it, and kill", 142),  # rows were looked at when the worker with the only copy was killed
     ("kill while XGBoost trains", 17),  # with rank 0, which serves XGBoost's tracker, another: a port was left
     ("kill during recovery", 59),  # a gang that fell apart while it was made left its process group
+    ("kill during recovery", 285),  # a worker died while it was given rows again
     ("kill in a step", 0),  # a rank that had ended before it was woken left its gang's name in its worker
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from daskdl.data.mixing import Mixture, mixture
 from daskdl.data.order import SampleOrder
 from daskdl.data.reading import Blocks
 from daskdl.tracking.writer import writer
+from daskdl.training.clock import Clock
+from daskdl.training.report import Report
 
 
 def blocks_of(order: SampleOrder) -> Blocks:
@@ -109,3 +112,12 @@ def test_xgboost_has_no_order_to_audit(client: Client, planted: pd.DataFrame) ->
     clf = daskdl.XGBClassifier(n_estimators=1, verbose=0).fit(planted[["a"]], planted.late)
     with pytest.raises(ValueError, match="recorded no use of rows"):
         clf.run_.audit()
+
+
+def test_a_run_that_is_resumed_at_its_end_tells_what_was_used_before() -> None:
+    said: list[dict] = []
+    report = Report("run", 0, said.append, 0, 1, torch.device("cpu"), 10, {0: (0, 10, 100, 5)}, Clock())
+    report.send_all(0.5)
+    assert not said
+    report.send_all(None)
+    assert said[-1]["uses"] == [(0, 10, 100, 5)] and said[-1]["ranks"] is None
