@@ -4,8 +4,8 @@ MLP 20-256-256-1, Adam, global batches of 8,192 from Parquet, three ranks on one
 has done a step and in how large a gang it did it. Once all ranks have done some steps at full size, one of them is
 killed by its process number, another one each time. ``value`` is the time until a rank that went on from a commit or a
 checkpoint has done an optimizer step, ``full_s`` the time until one has been done at full size; medians over the kills.
-``again`` is how many steps before the one of the kill it went on from. A daskdl run takes a commit about every quarter of
-a second by itself, Ray Train is given a checkpoint every 100 steps.
+``again`` is how many steps before the one of the kill it went on from. A daskdl run takes commits by itself, some four
+a second; Ray Train is given a checkpoint every 100 steps.
 """
 
 from __future__ import annotations
