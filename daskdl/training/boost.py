@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +23,7 @@ from daskdl.execution.words import REGROUP, STOP, take_word, word_for
 from daskdl.tracking.logs import recording
 from daskdl.tracking.record import TOPIC
 from daskdl.training.bins import Cuts, rows_with_cuts, same_cuts
+from daskdl.training.boost_group import communicator
 from daskdl.training.checkpoint_writer import CheckpointWriter
 from daskdl.training.checkpoints import CheckpointFolder, Checkpoints
 from daskdl.training.clock import Clock
@@ -108,7 +108,7 @@ def boost_rank(
     rounds = _Rounds(config, run, log, rules, writer, commit)
     recorded = recording(get_worker(), run, rank) if send is None else nullcontext()
     try:
-        with recorded, _communicator(rank, world_size):
+        with recorded, communicator(rank, world_size):
             rounds.bin(blocks, validation)
             word = rounds.boost()
     finally:
@@ -242,52 +242,6 @@ class _Rounds:
             self.writer.offer(self.commit, self.log.latest)
         self._committed_at = time.monotonic()
         self._commit_seconds = self._committed_at - began
-
-
-@contextmanager
-def _communicator(rank: int, world_size: int) -> Iterator[None]:
-    """XGBoost's collective over the gang's ranks; rank 0 serves its tracker."""
-    if world_size == 1:
-        yield
-        return
-    tracker = None
-    args: list[Any] = [None]
-    if rank == 0:
-        tracker = xgboost.tracker.RabitTracker(world_size, spmd.host_of_rank(), sortby="task")
-        tracker.start()
-        args = [tracker.worker_args()]
-    dist.broadcast_object_list(args)  # pickled by our own rank 0
-    others, ports = _listening(), set[tuple[str, int]]()
-    try:
-        # one try: the tracker is up, and when its rank has failed it does not come back
-        with xgboost.collective.CommunicatorContext(**args[0], dmlc_task_id=f"{rank:06d}", dmlc_retry=1):
-            ports = _listening() - others
-            yield
-        if tracker is not None:
-            tracker.wait_for()
-    except BaseException:
-        for address in _listening() & ports:
-            _end_listener(address)
-        raise
-    finally:
-        if tracker is not None:
-            tracker.free()
-
-
-def _listening() -> set[tuple[str, int]]:
-    """Addresses at which this process listens."""
-    connections = psutil.Process().net_connections(kind="tcp")
-    return {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
-
-
-def _end_listener(address: tuple[str, int]) -> None:
-    """End the thread that waits for word of other ranks' errors, as XGBoost does itself if its tracker still lives.
-
-    The word for it is an integer of 32 bits that is 0 (``ShutdownSignal`` in XGBoost's ``collective/protocol.h``).
-    """
-    host = "localhost" if address[0] in ("0.0.0.0", "::") else address[0]
-    with suppress(OSError), socket.create_connection((host, address[1]), timeout=1) as connection:
-        connection.sendall(bytes(4))
 
 
 class _Blocks(xgboost.DataIter):
