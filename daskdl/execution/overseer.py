@@ -246,11 +246,25 @@ class Overseer(SchedulerPlugin):
                 await self._ask(ws.nanny, kill_worker, ws.pid)
 
     async def _ask(self, address: str, function: Callable[..., Any], *args: Any, seconds: float = ASK_SECONDS) -> Any:
-        """Call a function in a worker or a nanny."""
-        async with asyncio.timeout(seconds):
+        """Call a function in a worker or a nanny; ``TimeoutError`` if it does not answer within so many seconds.
+
+        As with ``Silence``, only those count in which the scheduler listened.
+        """
+
+        async def ask() -> Any:
             async with rpc(address, connection_args=self.scheduler.connection_args) as server:
-                answer = await server.run(function=dumps(function), args=dumps(args))
-        return answer.get("result")
+                return (await server.run(function=dumps(function), args=dumps(args))).get("result")
+
+        asking, listened, before = asyncio.ensure_future(ask()), 0.0, time.monotonic()
+        try:
+            while listened < seconds:
+                if (await asyncio.wait({asking}, timeout=min(TICK_SECONDS, seconds - listened)))[0]:
+                    return asking.result()
+                now = time.monotonic()
+                listened, before = listened + min(now - before, 2 * TICK_SECONDS), now
+            raise TimeoutError(f"no answer from {address} in {seconds:.1f} s")
+        finally:
+            asking.cancel()
 
     # -- whose client has gone --------------------------------------------------------------------------------
 
