@@ -216,16 +216,27 @@ class _TorchEstimator(DaskEstimator):
         """Copy or build the module, and see on two rows that what comes out has the right shape."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            if isinstance(self.module, nn.Module):
-                module = copy.deepcopy(self.module)
-            else:
-                module = (self.module or TabularNet)(self.schema_, self._n_outputs())
-            if not isinstance(module, nn.Module):
-                raise TypeError(f"module must be, or return, a torch.nn.Module; got {type(module).__name__}")
+            module = copy.deepcopy(self.module) if isinstance(self.module, nn.Module) else self._built_module()
             self._check_module(module)
         return module
 
+    def _built_module(self) -> nn.Module:
+        wanted = "Expected a torch.nn.Module, or a function module(schema, n_outputs) that makes one"
+        build = TabularNet if self.module is None else self.module
+        if not callable(build):
+            raise TypeError(f"{wanted}; got {self.module!r}.")
+        try:
+            module = build(self.schema_, self._n_outputs())
+        except Exception as error:
+            error.add_note(f"It was raised by module(schema, {self._n_outputs()}). {wanted}; got {self.module!r}.")
+            raise
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"{wanted}; this one made {type(module).__name__}.")
+        return module
+
     def _check_module(self, module: nn.Module) -> None:
+        if not any(p.requires_grad for p in module.parameters()):
+            raise ValueError(f"module has no parameters that learn: {module!r}. Add a layer, or set requires_grad.")
         example = self.schema_.example(2)
         took = " and ".join(f"{name} {x.shape}" for name, x in example.items())
         device = next((p.device for p in module.parameters()), torch.device("cpu"))

@@ -114,6 +114,8 @@ class Job:
     ) -> None:
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
         self.client, self.schema, self.target, self.seed = client, schema, target, seed
         self.n_rows, self.notes, self.transform = rows.n_rows, rows.notes, transform
         self.num_workers, self.checkpoints = num_workers, checkpoints or Checkpoints()
