@@ -92,6 +92,13 @@ def process_group(gang: str, store: Any, backend: str, rank: int, world_size: in
             _retire(groups, failed)
 
 
+def also_shut(since: set[tuple[int, int]]) -> None:
+    """Have :func:`abort` shut what this process has connected to since, as another library's collective."""
+    with _leaving:
+        for shut in _sockets.values():  # of the one gang that this process is in
+            shut |= connections() - since
+
+
 def control_group() -> Any:
     """Process group, of the CPU, for daskdl's own collectives; None outside of a gang.
 
