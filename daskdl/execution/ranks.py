@@ -106,6 +106,11 @@ def stopping() -> bool:
     return gang in _stopping or _this_rank.worker.status in (Status.closing, Status.closed)
 
 
+def told_to_stop() -> bool:
+    """Whether the gang of the calling rank was told to stop; asked at any time, it counts no step."""
+    return getattr(_this_rank, "gang", "") in _stopping
+
+
 def steps_begun() -> int:
     """Steps that the rank of this process began before it ended, the last one that did."""
     return _ended[-1].steps if _ended else 0
