@@ -18,6 +18,7 @@ from daskdl.data.schema import Missing, Schema
 from daskdl.errors import LossDiverged
 from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by, fit_again
 from daskdl.estimators.tabular import TabularNet
+from daskdl.execution.interrupts import held_interrupts, noted_interrupts
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.fit import FitConfig, class_scores, fit_loop, make_optimizer
 from daskdl.training.following import in_background
@@ -169,6 +170,7 @@ class _TorchEstimator(DaskEstimator):
             return self
         return self._fit(None, X, y, validation_data)
 
+    @noted_interrupts()
     def _fit(self, resumed: Resumed | None, X: Any, y: Any, validation_data: tuple[Any, Any] | None) -> Self:
         config = FitConfig(self.optimizer, self.learning_rate, self.weight_decay, self.loss, self.patience)
         if self.patience is not None and validation_data is None:
@@ -176,7 +178,8 @@ class _TorchEstimator(DaskEstimator):
         client = current_client()
         rows = self._read(X, y, client, moments=True, weight=weight_column(self.sampling), kinds=self.kinds)
         module = self._make_module()
-        make_optimizer(config, module)  # refuses a wrong one before anything is launched
+        with held_interrupts():  # the first optimizer of a process makes torch import its compiler
+            make_optimizer(config, module)  # refuses a wrong one before anything is launched
         y_type = np.float32 if self.target_.classes is None else np.int64
         check_transform(self.batch_transform, self.schema_.example(2) | {"y": np.zeros(2, dtype=y_type)})
         validation = self._read_validation(validation_data, client)
