@@ -75,6 +75,12 @@ def weight_column(sampling: str | None) -> str | None:
     return None if sampling in (None, "balanced") else sampling
 
 
+def check_epochs(epochs: int) -> None:
+    """Refuse a training of no epochs."""
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
+
+
 def rules_of(checkpoints: Checkpoints | str | None) -> Checkpoints:
     """Rules for checkpoints from what the user gave: a path stands for the default rules there."""
     if isinstance(checkpoints, Checkpoints):
@@ -112,8 +118,7 @@ class Job:
         checkpoints: Checkpoints | None = None,
         reproducible: bool | int = False,
     ) -> None:
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        check_epochs(epochs)
         self.client, self.schema, self.target, self.seed = client, schema, target, seed
         self.n_rows, self.notes, self.transform = rows.n_rows, rows.notes, transform
         self.num_workers, self.checkpoints = num_workers, checkpoints or Checkpoints()
