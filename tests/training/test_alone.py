@@ -166,6 +166,49 @@ def test_another_one_is_chosen_when_the_holder(
     assert wait_until(lambda: not anybody_holds(two))
 
 
+def gives_nothing(dask_worker: Any) -> None:
+    dask_worker.handlers[deposits.GIVE] = lambda run, step, number: None
+
+
+def test_a_commit_that_cannot_be_had_is_told_of(two: Client, planted: pd.DataFrame, tmp_path: Path) -> None:
+    two.wait_for_workers(2)
+    options: dict[str, Any] = {"num_workers": 1, "batch_size": 64, "epochs": 1, "verbose": 0, "client": two}
+
+    def break_it() -> None:
+        wait_until(lambda: (tmp_path / "waits").exists() and held(two), 60)
+        two.run(gives_nothing)
+        (tmp_path / "go").touch()
+
+    data = planted[["a", "b", "flag"]], planted.late
+    thread = aside(break_it)
+    result = daskdl.train(loop, data, str(tmp_path), **options)
+    thread.join()
+    [warning] = result.run.events.query("event == 'warning'").text
+    assert "cannot be had" in warning and warning.endswith("Training goes on from step 0.")
+    assert result.value == daskdl.train(loop, data, **options).value
+    assert result.run.audit()["max"].eq(1).all()
+
+
+def test_what_is_held_is_dropped_when_there_are_several_ranks_again(two: Client, planted: pd.DataFrame) -> None:
+    two.wait_for_workers(2)
+    clf = daskdl.TorchClassifier(epochs=100_000, batch_size=256, verbose=0)
+    found: list[bool] = []
+
+    def kill_and_look() -> None:
+        wait_until(lambda: hasattr(clf, "run_") and clf.run_.record.step > 20, 60)
+        os.kill(max(nanny.pid for nanny in two.cluster.workers.values()), signal.SIGKILL)
+        found.append(wait_until(lambda: held(two), 60))
+        found.append(wait_until(lambda: "resize" in clf.run_.events.event.tolist(), 60))
+        found.append(wait_until(lambda: not anybody_holds(two)) and clf.run_.state == "running")
+        clf.run_.stop()
+
+    with two.as_current():
+        thread = aside(kill_and_look)
+        clf.fit(planted[["a", "b"]], planted.late)
+        thread.join()
+    assert found == [True, True, True]
+
+
 def test_boosting_alone_goes_on_from_what_another_process_holds(two: Client, planted: pd.DataFrame) -> None:
     two.wait_for_workers(2)
     options: dict[str, Any] = {"num_workers": 1, "max_depth": 2, "verbose": 0}
