@@ -16,6 +16,9 @@ CONSTRAINTS := $(if $(filter cpu,$(ACCELERATOR)),-c constraints.txt)
 TORCH := $(if $(filter cpu,$(ACCELERATOR)),torch==2.13.0,torch)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 CHAOS_RUNS ?= 300
+# Tests wait more than they compute: for processes to start, to die, to be missed. Files are shared out, not tests.
+TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 CODE := daskdl tests benchmarks docs notebooks
 SITE := docs/_build
 SPHINX := $(BIN)/python -m sphinx -q -W --keep-going -d $(SITE)/doctrees
@@ -42,10 +45,10 @@ types: $(VENV)/.stamp-dev  ## static types
 	$(BIN)/mypy
 
 unit: $(VENV)/.stamp-dev browser-deps  ## unit, cluster and browser tests
-	$(BIN)/python -m pytest tests
+	$(PYTEST) tests
 
 notebooks: $(VENV)/.stamp-dev  ## run every notebook
-	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=900 $(NOTEBOOKS))
+	$(if $(NOTEBOOKS),$(PYTEST) --nbmake --nbmake-timeout=600 --timeout=900 $(NOTEBOOKS))
 
 docs: $(VENV)/.stamp-docs  ## the documentation in docs/_build/html; warnings and dead local links are errors
 	$(SPHINX) -b html docs $(SITE)/html

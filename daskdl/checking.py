@@ -12,7 +12,7 @@ from distributed import Client
 from daskdl.data.schema import Schema
 from daskdl.data.schema.stats import ColumnStats
 from daskdl.errors import DataError
-from daskdl.preflight.facts import Facts
+from daskdl.preflight.facts import Facts, rows_in_words
 from daskdl.preflight.findings import findings
 from daskdl.preflight.gather import Gathering
 from daskdl.preflight.report import CheckReport
@@ -34,8 +34,9 @@ def check(
     """Say before a training what it will meet: columns, label, partitions, memory, workers, time.
 
     Looks at one partition (the first of few that has rows), for categories at the last one too, at the metadata and at
-    the workers. It ends after five seconds whatever happens: then it says what is known, and cancels what it began.
-    ``fit`` and ``train`` say by themselves what their pass over all rows tells; this looks closer at fewer rows.
+    the workers. The number of rows of a lazy frame is estimated from up to eight partitions, or counted if it has no
+    more. It ends after five seconds whatever happens: then it says what is known, and cancels what it began. ``fit``
+    and ``train`` say by themselves what their pass over all rows tells; this looks closer at fewer rows.
 
     Parameters
     ----------
@@ -81,8 +82,7 @@ def check(
 
 def _title(X: Any, facts: Facts) -> str:
     n_columns = len(facts.kinds) + len(set(facts.refused) - set(facts.kinds))
-    rows = "rows not counted" if facts.rows is None else f"{'' if facts.exact else 'about '}{facts.rows:,.0f} rows"
-    return f"{type(X).__name__} of {rows} and {n_columns} features, {facts.looked:,} rows looked at"
+    return f"{type(X).__name__} of {rows_in_words(facts)} and {n_columns} features, {facts.looked:,} rows looked at"
 
 
 def step_seconds(columns: Mapping[Any, ColumnStats], n_outputs: int, n_rows: int, threads: int = 0) -> float:

@@ -45,6 +45,9 @@ SPANS = """() => {
     return Object.fromEntries(sources.flatMap(({data}) => [...data.run].map((run, i) => [run, [...data.xs[i]]]))
         .map(([run, xs]) => [run, [xs[0], xs.at(-1)]]));
 }"""
+# which metrics each chart of curves shows
+METRICS = """() => Bokeh.documents.flatMap((d) => [...d._all_models.values()])
+    .filter((m) => m.type === "ColumnDataSource" && m.data.metric).map((m) => [...m.data.metric])"""
 # WCAG contrast of text and background, of every kind of text on the page; of text on a canvas by its variable
 CONTRASTS = """() => {
     const context = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
@@ -195,6 +198,18 @@ def test_everything_can_be_read_in_both_themes(page: Any, dashboard: tuple[Clien
     assert {text: round(value, 1) for text, value in contrasts.items() if value < 4.5} == {}
     page.emulate_media(color_scheme="light" if theme == "dark" else "dark")
     assert eventually(page, lambda: page.evaluate("document.documentElement.dataset.theme") != theme, 5)
+
+
+@pytest.mark.parametrize("path", ["individual-training", "individual-training-score"])
+def test_the_metric_is_chosen(page: Any, dashboard: tuple[Client, str], path: str) -> None:
+    client, url = dashboard
+    tell(client, start("r"), metrics("r", [1, {"train_loss": 1.0, "val_auc": 0.6, "reward": 7.0}]))
+    open_page(page, f"{url}/{path}")
+    page.locator("select:visible").first.select_option("reward")
+    assert eventually(page, lambda: ["reward"] in page.evaluate(METRICS), 10)
+    page.get_by_text("best: highest").wait_for()
+    tell(client, metrics("r", [2, {"reward": 8.0}]))
+    assert eventually(page, lambda: page.locator("select:visible").first.input_value() == "reward", 10)
 
 
 def test_a_pane_follows_the_theme_of_jupyterlab(page: Any, dashboard: tuple[Client, str]) -> None:

@@ -21,7 +21,16 @@ from daskdl.data.rows import read_rows
 from daskdl.data.schema.stats import ColumnStats
 from daskdl.data.sources.memory import MemorySource
 from daskdl.errors import DataError
-from daskdl.preflight.facts import Facts, Pieces, Speed, Worker, facts_of_rows, is_identifier, sorted_by_label
+from daskdl.preflight.facts import (
+    Facts,
+    Pieces,
+    Speed,
+    Worker,
+    estimated_rows,
+    facts_of_rows,
+    is_identifier,
+    sorted_by_label,
+)
 from daskdl.preflight.findings import findings, worth_saying
 from daskdl.preflight.probe import asked, describe_process
 from daskdl.preflight.report import VERDICTS, CheckReport, Finding
@@ -33,6 +42,7 @@ FEATURES = ["a", "b", "flag", "city"]
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time for all of a check, on a machine that is busy."""
     monkeypatch.setattr("daskdl.checking.SECONDS", 60.0)
+    monkeypatch.setattr("daskdl.preflight.gather.COUNT_SECONDS", 50.0)
 
 
 @pytest.fixture
@@ -179,9 +189,60 @@ def test_lazy_data_on_a_cluster(patient: None, client: Client, ragged: dd.DataFr
     report = daskdl.check(ragged[[*FEATURES, "late"]], "late")
     assert problems(report) == []
     assert "2 ranks on 2 workers, 1 host" in said(report, "workers", "ok")
-    assert "7 partitions, about 355 rows each (estimated)" in said(report, "partitions", "ok")
+    assert "of 4,000 rows and 4 features" in report.title, "seven partitions are few enough to count"
     assert "2 workers may take 4.29 GB" in said(report, "memory", "ok")
     assert "an epoch of the default network" in said(report, "time", "ok")
+
+
+def filtered(planted: pd.DataFrame, sizes: Sequence[int]) -> dd.DataFrame:
+    """A lazy frame of partitions of 50 rows, of which a filter leaves so many."""
+    parts = [planted.iloc[50 * i : 50 * (i + 1)].assign(n=np.arange(50) < n) for i, n in enumerate(sizes)]
+    lazy = dd.from_map(lambda part: part, parts, meta=parts[0].iloc[:0])
+    return lazy[lazy.n][[*FEATURES, "late"]]
+
+
+@pytest.mark.parametrize(
+    "sizes, words",
+    [
+        # most rows are in the middle: of the first and the last alone it would be 400
+        ([10, *range(12, 50, 2), *range(50, 12, -2), 10], "about 1,190 rows (estimated from 8 of 40 partitions; "),
+        ([40] * 39 + [1], "about 1,560 rows (estimated from 8 of 40 partitions; as many if the others"),
+    ],
+)
+def test_rows_of_a_filtered_frame_are_estimated_from_several_partitions(
+    patient: None, client: Client, planted: pd.DataFrame, sizes: list[int], words: str
+) -> None:
+    report = daskdl.check(filtered(planted, sizes), "late")
+    assert words in report.title, (report.title, sum(sizes))
+    assert re.search(
+        r"40 partitions, about \d+ rows each \(estimated from 8 of them\)", said(report, "partitions", "ok")
+    )
+    assert "of estimated rows" in said(report, "memory", "ok")
+    if found := re.findall(r"; ([\d,]+) to ([\d,]+) if the others are like", report.title):
+        low, high = (int(number.replace(",", "")) for number in found[0])
+        assert low < sum(sizes) < high
+
+
+def test_partitions_that_take_long_are_not_counted(
+    patient: None, client: Client, planted: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daskdl.preflight.gather.COUNT_SECONDS", 0.0)
+    title = daskdl.check(filtered(planted, [10, 50, 50, 30]), "late").title
+    assert "about 80 rows (estimated from 2 of 4 partitions; 60 to 100 if the others are like" in title
+
+
+@pytest.mark.parametrize(
+    "counted, n, expected",
+    [
+        ({0: 10}, 1, (10, 10, 10)),
+        ({2: 10}, 7, (70, 70, 70)),  # the first two have not been counted either
+        ({0: 0, 1: 0, 2: 90}, 10, (720, 720, 720)),
+        ({0: 100, 9: 200}, 10, (1_500, 1_100, 1_900)),
+        ({0: 100, 8: 100, 9: 1}, 10, (901, 901, 901)),
+    ],
+)
+def test_an_estimate_of_rows(counted: dict[int, int], n: int, expected: tuple[int, int, int]) -> None:
+    assert estimated_rows(counted, n) == expected
 
 
 def test_the_first_partition_that_has_rows_is_looked_at(patient: None, client: Client, planted: pd.DataFrame) -> None:

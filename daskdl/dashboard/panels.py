@@ -12,14 +12,13 @@ from bokeh.models import (
     CustomJSTickFormatter,
     DataRange1d,
     FactorRange,
-    NumeralTickFormatter,
 )
 from bokeh.models.layouts import LayoutDOM
 from bokeh.models.widgets import Button, Div, Select
 
 from daskdl.dashboard import ranks, style, view
 from daskdl.dashboard.view import Scene
-from daskdl.tracking.colors import AXIS_JS, MILLISECONDS_JS, PEAK
+from daskdl.tracking.colors import AXIS_JS, BYTES_JS, MILLISECONDS_JS, PEAK
 from daskdl.tracking.record import RunRecord
 
 LOSS = "Loss (dashed: validation)"
@@ -49,7 +48,7 @@ class Panel:
 
 
 class Curves(Panel):
-    """Curves of the runs over steps, with the best step of each validation curve marked.
+    """Curves of the runs over steps, with the best step of each marked.
 
     Parameters
     ----------
@@ -129,7 +128,7 @@ class Loss(Curves):
         self.root.visible = there or bool(waits)
 
     def _marks_of(self, color: str, record: RunRecord, names: list[str]) -> list[tuple[Any, ...]]:
-        return view.event_marks(color, record) + view.best_marks(color, record, names)
+        return view.event_marks(color, record) + view.best_marks(color, record, view.validations(names))
 
     def _fill(self, parts: list[Part]) -> None:
         super()._fill(parts)
@@ -139,21 +138,55 @@ class Loss(Curves):
 
 
 class Score(Curves):
-    """The score that most runs have."""
+    """One metric of the runs: the score that most of them have, until the user chooses another.
+
+    Attributes
+    ----------
+    choice : Select
+        Every metric of the runs that are shown, and the chosen one also where none of them has it.
+    """
 
     def __init__(self) -> None:
-        self._score: str | None = None
         words = "A score, such as <code>val_auc</code>, appears here when a run says one."
-        super().__init__("Score", self._names, words)
+        super().__init__("", self._names, words, ticks=4)
+        self._chosen: str | None = None  # by the user
+        self._metric: str | None = None  # that is shown
+        self._scene: Scene | None = None
+        self.choice = Select(width=None, stylesheets=[style.METRIC])
+        self.choice.on_change("value", lambda attr, old, new: self._choose(new))
+        self.key = Div(stylesheets=[style.WORDS], styles=style.FIXED)
+        self.missing = Div(sizing_mode="stretch_both", stylesheets=[style.NOTICE], visible=False)
+        heading = row(self.choice, self.key, sizing_mode="stretch_width", styles=style.HEADING)
+        self.root = column(heading, self.figure, self.missing, sizing_mode="stretch_both")
 
     def draw(self, scene: Scene) -> None:
-        """Choose the score, then show it."""
-        self._score = view.common_score(scene.runs)
-        style.title_of(self.figure).text = self._score or ""
+        """Show the chosen metric, or that no run has it."""
+        self._scene = scene
+        self._metric = self._chosen or view.default_metric(scene.runs)
+        self._offer(view.metrics(scene.runs))
         super().draw(scene)
+        there = self.root.visible
+        self.figure.visible, self.missing.visible = there, not there
+        self.missing.text = style.notice(view.lacking(self._metric)) if self._metric and not there else ""
+        self.key.text = view.key_of_metric(self._metric) if self._metric and there else ""
+        self.root.visible = there or self._chosen is not None
+
+    def _choose(self, metric: str) -> None:
+        """Show another metric from now on; what the page itself writes into the choice is no choice."""
+        if metric != self._metric and self._scene is not None:
+            self._chosen = metric
+            self.draw(self._scene)
+
+    def _offer(self, metrics: list[str]) -> None:
+        shown = self._metric or ""
+        options: list[Any] = metrics if shown in metrics or not shown else [shown, *metrics]
+        if options != self.choice.options:
+            self.choice.options = options
+        if shown != self.choice.value:
+            self.choice.value = shown
 
     def _names(self, record: RunRecord) -> list[str]:
-        return [self._score] if self._score in record.curves else []
+        return [self._metric] if self._metric in record.curves else []
 
 
 class Group(Panel):
@@ -247,7 +280,7 @@ class Memory(_Bars):
         style.explain(self.figure, now)
         powers = [2**i for i in range(10)]
         self.figure.xaxis.ticker = AdaptiveTicker(base=1024, mantissas=powers, desired_num_ticks=4)
-        self.figure.xaxis.formatter = NumeralTickFormatter(format="0.0 b")
+        self.figure.xaxis.formatter = CustomJSTickFormatter(code=BYTES_JS)
 
 
 class Runs(Panel):
@@ -268,7 +301,7 @@ class Runs(Panel):
         self.asked: set[str] = set()  # runs that were asked to stop
         scrolls: dict[str, str | None] = {"overflow-y": "auto", "flex": "0 1 auto"}
         self.table = Div(sizing_mode="stretch_width", stylesheets=[style.TABLE], styles=scrolls)
-        self.choice = Select(width=220, visible=False, stylesheets=[style.WIDGET])
+        self.choice = Select(width=320, visible=False, stylesheets=[style.WIDGET])
         self.stop = Button(label="Stop", visible=say is not None, width=90, stylesheets=[style.ACTION])
         self.kill = Button(label="Kill a worker", visible=kill is not None, width=110, stylesheets=[style.ACTION])
         self.stop.on_click(self.ask_to_stop)

@@ -40,7 +40,7 @@ th { color: var(--daskdl-grey); }
 th, td { padding: 2px 8px; white-space: nowrap; }
 td { border-top: 1px solid var(--daskdl-grid); font-variant-numeric: tabular-nums; }
 .left, .step, .loss, .best { text-align: right; }
-.run { max-width: 16em; overflow: hidden; text-overflow: ellipsis; }
+.run { max-width: 24em; overflow: hidden; text-overflow: ellipsis; }
 i { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 6px; }
 b { font-weight: 600; }
 .running { color: var(--daskdl-running); }
@@ -80,8 +80,19 @@ WIDGET = """
 .bk-btn.bk-active { background-color: var(--daskdl-field) !important; color: var(--daskdl-ink) !important; }
 .bk-btn:not(.bk-active):not(:hover) { color: var(--daskdl-grey) !important; }
 .bk-btn[disabled] { opacity: .6; }
-select.bk-input { appearance: auto !important; background-image: none !important; }
+select.bk-input { appearance: auto !important; background-image: none !important; text-overflow: ellipsis; }
 """
+# a choice that looks like the title of the chart below it
+METRIC = (
+    WIDGET
+    + """
+:host { width: auto !important; max-width: 70%; min-width: 0; }
+select.bk-input { border-color: transparent !important; background: transparent !important; cursor: pointer;
+  padding: 1px 2px !important; field-sizing: content; max-width: 100%; }
+select.bk-input:hover, select.bk-input:focus { border-color: var(--daskdl-edge) !important; }
+option { background: var(--daskdl-page); color: var(--daskdl-ink); }
+"""
+)
 ACTION = WIDGET + ".bk-btn:not(:hover) { color: var(--daskdl-ink) !important; }"
 CHOICES = (
     WIDGET
@@ -93,11 +104,13 @@ CHOICES = (
 .choices__inner .choices__button { filter: var(--daskdl-cross); }
 .choices__input { font-size: 12px !important; margin: 0 !important; padding: 1px 2px !important;
   color: var(--daskdl-ink); background: transparent !important; }
+.choices__input::placeholder { color: var(--daskdl-grey); opacity: 1; }
 .choices__list--dropdown .choices__item, .choices__list[aria-expanded] .choices__item {
   font-size: 12px !important; padding: 3px 8px !important; }
 """
 )
 
+HEADING: dict[str, str | None] = {"flex": "none", "align-items": "center", "padding-left": "24px"}  # of the axis
 STRIP: dict[str, str | None] = {"padding": "2px 6px", "flex": "none", "align-items": "center"}
 
 NOTICE = """

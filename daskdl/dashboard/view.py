@@ -100,6 +100,23 @@ def common_score(runs: Colored) -> str | None:
     return max(found, key=lambda n: (n.startswith("val"), found[n]), default=None)
 
 
+def metrics(runs: Colored) -> list[str]:
+    """Return everything the runs have said, first the scores, then the losses; of each kind validation first."""
+
+    def place(name: str) -> tuple[int, bool, str]:
+        kind = int(summary.lower_is_better(name)) if has_best(name) else 2
+        return kind, not name.startswith("val"), name
+
+    return sorted({name for _, record in runs for name in record.curves}, key=place)
+
+
+def default_metric(runs: Colored) -> str | None:
+    """Return the metric that is shown until one is chosen: the common score, else what no other chart shows."""
+    drawn = {name for _, record in runs for name in losses(record)}
+    others = [n for n in metrics(runs) if n not in drawn and summary.lower_is_better(n)]
+    return common_score(runs) or next(iter(others), None)
+
+
 def lines(color: str, record: RunRecord, names: Iterable[str], smoothed: bool = True) -> list[tuple[Any, ...]]:
     """Return a row of ``LINE`` for each curve of a run; validation losses are dashed.
 
@@ -145,14 +162,24 @@ def _windows(data: np.ndarray[Any, Any], half: int) -> np.ndarray[Any, Any]:
 
 
 def best_marks(color: str, record: RunRecord, names: Iterable[str]) -> list[tuple[Any, ...]]:
-    """Return a row of ``MARK`` at the best step of each validation curve."""
+    """Return a row of ``MARK`` at the best step of each curve; speeds and signals have none."""
     rows = []
     for name in names:
         curve = record.curves[name]
         point = curve.low if summary.lower_is_better(name) else curve.high
-        if name.startswith("val") and point is not None and math.isfinite(point[1]):
+        if has_best(name) and point is not None and math.isfinite(point[1]):
             rows.append(_mark("best", *point, color, f"{name} {summary.number(point[1])}"))
     return rows
+
+
+def validations(names: Iterable[str]) -> list[str]:
+    """Return the names of validation curves."""
+    return [name for name in names if name.startswith("val")]
+
+
+def has_best(metric: str) -> bool:
+    """Say whether a metric tells how good a model is, so that one of its steps is the best."""
+    return not (summary.is_speed(metric) or summary.is_signal(metric))
 
 
 def event_marks(color: str, record: RunRecord) -> list[tuple[Any, ...]]:
@@ -181,6 +208,18 @@ def key_of_marks(rows: Iterable[tuple[Any, ...]]) -> str:
     return "  ".join(found.values())
 
 
+def key_of_metric(metric: str) -> str:
+    """Return what the best step of a metric is, as HTML; nothing where no step is the best."""
+    if not has_best(metric):
+        return ""
+    return f"<small>{MARKS['best'][2]} best: {'lowest' if summary.lower_is_better(metric) else 'highest'}</small>"
+
+
+def lacking(metric: str) -> str:
+    """Return that no run has a metric, as HTML."""
+    return f"<span>None of the runs that are shown has said <code>{escape(metric)}</code>.</span>"
+
+
 # the table of runs
 
 
@@ -206,12 +245,13 @@ def _row(record: RunRecord, color: str, now: float) -> str:
         "best": f"{summary.number(top[2])} <small>{escape(top[0])}</small>" if top else summary.NONE,
     }
     row = "".join(f'<td class="{name}">{html}</td>' for name, html in cells.items())
-    return f'<tr title="{escape(record.id)}">{row}</tr>{_remark(record)}'
+    return f'<tr title="{escape(f"{record.name} ({record.id})")}">{row}</tr>{_remark(record)}'
 
 
 def _remark(record: RunRecord) -> str:
-    """Return a row for the error, or for the last news of a run that goes on."""
-    kind, text = ("error", record.error) if record.error else ("news", _last_news(record))
+    """Return a row for the error, for why a run was stopped, or for the last news of one that goes on."""
+    kind = "error" if record.error and record.state != "stopped" else "news"
+    text = record.error or _last_news(record)
     if not text:
         return ""
     line = escape(text.splitlines()[0])

@@ -18,6 +18,7 @@ from daskdl.data.schema import Missing, Schema
 from daskdl.errors import LossDiverged
 from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by, fit_again
 from daskdl.estimators.tabular import TabularNet
+from daskdl.execution.interrupts import held_interrupts, noted_interrupts
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.fit import FitConfig, class_scores, fit_loop, make_optimizer
 from daskdl.training.following import in_background
@@ -170,6 +171,7 @@ class _TorchEstimator(DaskEstimator):
             return self
         return self._fit(None, X, y, validation_data)
 
+    @noted_interrupts()
     def _fit(self, resumed: Resumed | None, X: Any, y: Any, validation_data: tuple[Any, Any] | None) -> Self:
         config = FitConfig(self.optimizer, self.learning_rate, self.weight_decay, self.loss, self.patience)
         if self.patience is not None and validation_data is None:
@@ -177,7 +179,8 @@ class _TorchEstimator(DaskEstimator):
         client = current_client()
         rows = self._read(X, y, client, moments=True, weight=weight_column(self.sampling), kinds=self.kinds)
         module = self._make_module()
-        make_optimizer(config, module)  # refuses a wrong one before anything is launched
+        with held_interrupts():  # the first optimizer of a process makes torch import its compiler
+            make_optimizer(config, module)  # refuses a wrong one before anything is launched
         y_type = np.float32 if self.target_.classes is None else np.int64
         check_transform(self.batch_transform, self.schema_.example(2) | {"y": np.zeros(2, dtype=y_type)})
         validation = self._read_validation(validation_data, client)
@@ -218,16 +221,27 @@ class _TorchEstimator(DaskEstimator):
         """Copy or build the module, and see on two rows that what comes out has the right shape."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            if isinstance(self.module, nn.Module):
-                module = copy.deepcopy(self.module)
-            else:
-                module = (self.module or TabularNet)(self.schema_, self._n_outputs())
-            if not isinstance(module, nn.Module):
-                raise TypeError(f"module must be, or return, a torch.nn.Module; got {type(module).__name__}")
+            module = copy.deepcopy(self.module) if isinstance(self.module, nn.Module) else self._built_module()
             self._check_module(module)
         return module
 
+    def _built_module(self) -> nn.Module:
+        wanted = "Expected a torch.nn.Module, or a function module(schema, n_outputs) that makes one"
+        build = TabularNet if self.module is None else self.module
+        if not callable(build):
+            raise TypeError(f"{wanted}; got {self.module!r}.")
+        try:
+            module = build(self.schema_, self._n_outputs())
+        except Exception as error:
+            error.add_note(f"It was raised by module(schema, {self._n_outputs()}). {wanted}; got {self.module!r}.")
+            raise
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"{wanted}; this one made {type(module).__name__}.")
+        return module
+
     def _check_module(self, module: nn.Module) -> None:
+        if not any(p.requires_grad for p in module.parameters()):
+            raise ValueError(f"module has no parameters that learn: {module!r}. Add a layer, or set requires_grad.")
         example = self.schema_.example(2)
         took = " and ".join(f"{name} {x.shape}" for name, x in example.items())
         device = next((p.device for p in module.parameters()), torch.device("cpu"))

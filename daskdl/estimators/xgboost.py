@@ -15,6 +15,7 @@ from daskdl.data.schema import Missing, Schema
 from daskdl.errors import DataError, MissingExtraError
 from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by, fit_again
 from daskdl.execution import spmd
+from daskdl.execution.interrupts import noted_interrupts
 from daskdl.preflight.facts import facts_of_rows
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.commit import Commit, forget_commit
@@ -172,6 +173,7 @@ reg_alpha, max_bin
             return self
         return self._fit(None, X, y, validation_data)
 
+    @noted_interrupts()
     def _fit(self, resumed: Resumed | None, X: Any, y: Any, validation_data: tuple[Any, Any] | None) -> Self:
         if self.early_stopping_rounds is not None and validation_data is None:
             raise ValueError(

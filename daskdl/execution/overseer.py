@@ -38,8 +38,9 @@ TICK_SECONDS = 0.25
 MAX_DEATHS = 200
 MEMORY_SAMPLES = 120  # per worker: about the last minute
 EXPLAIN_SECONDS = 2.0  # for the nanny of a worker that was lost to say how it ended
-ASK_SECONDS = 1.0  # for the nanny of a silent worker to answer
-ANSWER_SECONDS = 10.0  # for a worker to answer that is thought to be well
+ASK_SECONDS = 1.0  # for the machine of a silent worker to answer
+ANSWER_SECONDS = 10.0  # for a process to answer that is thought to be well, on a machine that may be very busy
+MUTE = "mute"  # its machine answers, its nanny does not
 IDLE_SECONDS = 0.05  # of computing, between two looks: threads that wait for Python's lock wake up all the time
 END_TRIES = 10  # to have a deposit forgotten by one that is not there; one that is there is asked on and on
 RETURN_SECONDS = 2.0  # for a client to reconnect
@@ -56,10 +57,10 @@ class Patience:
     suspect : float
         Heartbeat intervals until its nanny is asked what it does. A false alarm costs nothing but that question.
     lost, lost_intervals : float
-        Seconds, and heartbeat intervals, until it is given up if its nanny does not answer either.
+        Seconds, and heartbeat intervals, until it is given up if its machine does not answer either.
     blocked : float
-        Seconds until it is given up if its nanny sees it, but sees it compute nothing. One that computes is busy,
-        however long it holds Python's lock.
+        Seconds until it is given up if its nanny sees it, but sees it compute nothing, or says nothing itself. One that
+        computes is busy, however long it holds Python's lock.
     """
 
     suspect: float = 2.0
@@ -96,12 +97,12 @@ def judge(answer: tuple[str, float] | str | None, silent: float, give_up: float,
     Parameters
     ----------
     answer : (str, float), str or None
-        What ``look_at_worker`` says, or ``UNREACHABLE``.
+        What ``look_at_worker`` says, ``UNREACHABLE`` or ``MUTE``.
     silent, give_up, blocked : float
         Seconds: for how long it is silent, and the bounds of ``Patience``.
     """
-    if answer == UNREACHABLE:
-        return UNREACHABLE if silent >= give_up else None
+    if answer in (UNREACHABLE, MUTE):
+        return UNREACHABLE if silent >= (give_up if answer == UNREACHABLE else blocked) else None
     if answer is None or isinstance(answer, str):  # no process: the nanny is about to tell how it ended
         return None
     status, computed = answer
@@ -231,15 +232,20 @@ class Overseer(SchedulerPlugin):
             self._asking.discard(ws.address)
 
     async def _look(self, ws: WorkerState, seconds: float) -> tuple[str, float] | str | None:
+        """Ask after a worker: the system of its machine first, which answers however busy its processes are."""
+        where = urlsplit(ws.nanny or ws.address)
         try:
-            if ws.nanny is not None:
-                return await self._ask(ws.nanny, look_at_worker, seconds=seconds)
-            where = urlsplit(ws.address)  # a process that is stopped is still connected to, by the system
-            _, writer = await asyncio.wait_for(asyncio.open_connection(where.hostname, where.port), seconds)
+            _, writer = await _listening(asyncio.open_connection(where.hostname, where.port), seconds)
             writer.close()
-            return psutil.STATUS_SLEEPING, 0.0
         except OSError:  # a time-out too
             return UNREACHABLE
+        if ws.nanny is None:
+            return psutil.STATUS_SLEEPING, 0.0
+        try:
+            answer: tuple[str, float] | None = await self._ask(ws.nanny, look_at_worker, seconds=ANSWER_SECONDS)
+            return answer
+        except OSError:
+            return MUTE
 
     async def _give_up(self, ws: WorkerState, verdict: str, seconds: float) -> None:
         """Remove a worker as if it had died; its nanny starts another."""
@@ -253,10 +259,12 @@ class Overseer(SchedulerPlugin):
 
     async def _ask(self, address: str, function: Callable[..., Any], *args: Any, seconds: float = ASK_SECONDS) -> Any:
         """Call a function in a worker or a nanny."""
-        async with asyncio.timeout(seconds):
+
+        async def ask() -> Any:
             async with rpc(address, connection_args=self.scheduler.connection_args) as server:
-                answer = await server.run(function=dumps(function), args=dumps(args))
-        return answer.get("result")
+                return (await server.run(function=dumps(function), args=dumps(args))).get("result")
+
+        return await _listening(ask(), seconds)
 
     # -- whose client has gone --------------------------------------------------------------------------------
 
@@ -345,6 +353,20 @@ class Overseer(SchedulerPlugin):
         asked = (self._ask(holder, function, run) for holder in holders)
         answers = await asyncio.gather(*asked, return_exceptions=True)
         return {h: answer for h, answer in zip(holders, answers, strict=True) if not isinstance(answer, BaseException)}
+
+
+async def _listening(work: Coroutine[Any, Any, Any], seconds: float) -> Any:
+    """Await work for some seconds, of which, as with ``Silence``, only those count in which the scheduler listens."""
+    doing, listened, before = asyncio.ensure_future(work), 0.0, time.monotonic()
+    try:
+        while listened < seconds:
+            if (await asyncio.wait({doing}, timeout=min(TICK_SECONDS, seconds - listened)))[0]:
+                return doing.result()
+            now = time.monotonic()
+            listened, before = listened + min(now - before, 2 * TICK_SECONDS), now
+        raise TimeoutError(f"no answer in {seconds:.1f} s")
+    finally:
+        doing.cancel()
 
 
 def _call(function: bytes) -> None:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 import threading
 import time
 import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 
 STEPS = 100  # of the usual length that one step may take
 LONGEST = 5  # or so many times the longest so far, such as one with a validation
 SECONDS = 20.0  # or this long, if that is more
 FIRST_SECONDS = 300.0  # before there was a step to compare with
-COLLECTIVES = ("distributed_c10d.py", "gradients.py", "agreement.py", "report.py")  # where a rank waits for the others
+COLLECTIVES = (  # where a rank waits for the others; a round of XGBoost computes and waits in the same call
+    "distributed_c10d.py",
+    "gradients.py",
+    "agreement.py",
+    "report.py",
+    "xgboost/core.py",
+    "xgboost/collective.py",
+)
+LIBRARIES = (str(Path(__file__).parents[1]), sysconfig.get_paths()["stdlib"])
 
 
 @dataclass
@@ -29,6 +39,8 @@ class Progress:
         Seconds that steps took before.
     n : int
         Steps done by this rank in this gang.
+    first : float
+        Seconds that it may take before there is a step to compare with.
     """
 
     step: int = 0
@@ -36,6 +48,7 @@ class Progress:
     mean: float = 0.0
     longest: float = 0.0
     n: int = 0
+    first: float = FIRST_SECONDS
     thread: int = field(default_factory=threading.get_ident)
 
     def next(self, step: int) -> None:
@@ -51,9 +64,9 @@ class Progress:
 _progress: dict[str, Progress] = {}
 
 
-def begin_progress(run: str) -> Progress:
+def begin_progress(run: str, step: int = 0, first: float = FIRST_SECONDS) -> Progress:
     """Begin to note where the rank of a run is, which this thread is."""
-    _progress[run] = Progress()
+    _progress[run] = Progress(step, first=first)
     return _progress[run]
 
 
@@ -88,11 +101,24 @@ def place_of(run: str) -> Place | None:
     """Say where the rank of a run in this process is; None if there is none."""
     if (at := _progress.get(run)) is None:
         return None
-    allowed = max(SECONDS, STEPS * at.mean, LONGEST * at.longest) if at.n > 1 else FIRST_SECONDS
+    allowed = max(SECONDS, STEPS * at.mean, LONGEST * at.longest) if at.n > 1 else at.first
     frame = sys._current_frames().get(at.thread)
     stack = traceback.extract_stack(frame) if frame is not None else []
-    own = [entry for entry in stack if "site-packages" not in entry.filename and "/daskdl/" not in entry.filename]
+    own = [entry for entry in stack if _is_users(entry)]
     entry = (own or stack or [traceback.FrameSummary("?", 0, "?")])[-1]
-    waiting = any(call.filename.endswith(COLLECTIVES) for call in stack[-4:])
     line = f"{entry.filename}:{entry.lineno} in {entry.name}: {(entry.line or '').strip()}"
-    return Place(at.step, time.monotonic() - at.since, allowed, line, waiting)
+    return Place(at.step, time.monotonic() - at.since, allowed, line, _waits(stack))
+
+
+def _waits(stack: list[traceback.FrameSummary]) -> bool:
+    """Whether a collective was called last, and not code of the user's that it calls, such as an objective."""
+    for call in reversed(stack[-4:]):
+        if call.filename.endswith(COLLECTIVES):
+            return True
+        if _is_users(call):
+            return False
+    return False
+
+
+def _is_users(call: traceback.FrameSummary) -> bool:
+    return "site-packages" not in call.filename and not call.filename.startswith(LIBRARIES)

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import tblib
-from distributed import get_worker
+from distributed import Status, get_worker
 
 from daskdl.execution import rendezvous
 from daskdl.execution.rank_env import available_cores, training_process
@@ -98,11 +98,17 @@ def close_store(gang: str) -> None:
 
 
 def stopping() -> bool:
-    """Whether the gang of the calling rank was told to stop; a training loop asks once a step."""
+    """Whether the gang of the calling rank was told to stop, or its worker closes; a training loop asks once a step."""
     gang = getattr(_this_rank, "gang", "")
-    if gang in _running:
-        _running[gang].steps += 1
-    return gang in _stopping
+    if gang not in _running:
+        return False
+    _running[gang].steps += 1
+    return gang in _stopping or _this_rank.worker.status in (Status.closing, Status.closed)
+
+
+def told_to_stop() -> bool:
+    """Whether the gang of the calling rank was told to stop; asked at any time, it counts no step."""
+    return getattr(_this_rank, "gang", "") in _stopping
 
 
 def steps_begun() -> int:
@@ -136,11 +142,11 @@ def rank_main(
 ) -> Any:
     """One rank: join the gang, call the function, and say who failed first if it fails."""
     store = rendezvous.connect_store(gang.host(0), gang.store_port)
-    _this_rank.gang, _this_rank.host = gang.id, gang.host(rank)
+    _this_rank.gang, _this_rank.host, _this_rank.worker = gang.id, gang.host(rank), get_worker()
     _running[gang.id] = _Rank(gang.client)
     try:
         with (
-            last_words(get_worker()),
+            last_words(_this_rank.worker),
             training_process(gang.threads(rank)),
             rendezvous.process_group(gang.id, store, gang.backend, rank, gang.world_size, gang.host(rank)),
         ):

@@ -8,7 +8,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +18,16 @@ RETIRE_SECONDS = 1.0
 _control: list[Any] = []  # the process group of daskdl's own collectives, of the gang this process is in
 _stores: dict[str, Any] = {}  # gang id -> TCPStore served by this process
 _sockets: dict[str, set[tuple[int, int]]] = {}  # gang id -> {(file descriptor, inode)} of this process's connections
+_aborting: dict[str, list[threading.Thread]] = {}  # gang id -> one for each group of NCCL that is being aborted
+_leaving = threading.Lock()  # of a gang is either left or aborted
+# What torch does by itself when NCCL reports an error, as that of a peer that died: its watchdog ends the process, its
+# monitor does so a little later, and meanwhile the watchdog sleeps a minute with the lock that a collective needs.
+# Here ranks are to go on in the same process, so it does nothing; abort() comes as soon as the client knows.
+_NCCL_ERRORS_ARE_OURS = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "0",
+}
 
 
 def serve_store(gang: str, host: str) -> int:
@@ -59,23 +69,34 @@ def process_group(gang: str, store: Any, backend: str, rank: int, world_size: in
             "this worker process already has a torch.distributed process group, and it can have one only. Give the "
             "cluster one thread per worker, and leave init_process_group to daskdl."
         )
-    before = _connections(store.port)
+    before = connections(store.port)
     try:
-        with _environment(GLOO_SOCKET_IFNAME=_interface_of(host)):
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
-            _control[:] = [dist.new_group(backend="gloo")]
-            dist.barrier(_control[0])  # connects the ranks, so that their sockets are known below
-            if backend == "gloo":
-                dist.barrier()
-        _sockets[gang] = _connections(store.port) - before
-        yield
+        with _environment(**(_NCCL_ERRORS_ARE_OURS if backend == "nccl" else {})):  # for groups of the user's, too
+            with _environment(GLOO_SOCKET_IFNAME=_interface_of(host)):
+                dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+                _control[:] = [dist.new_group(backend="gloo")]
+                dist.barrier(_control[0])  # connects the ranks, so that their sockets are known below
+                if backend == "gloo":
+                    dist.barrier()
+            _sockets[gang] = connections(store.port) - before
+            yield
     finally:
-        failed = _sockets.pop(gang, None) is None
+        with _leaving:
+            failed, aborting = _sockets.pop(gang, None) is None, _aborting.pop(gang, [])
+        for thread in aborting:  # what is destroyed before it is aborted waits for the other ranks
+            thread.join()
         _control.clear()
         if dist.is_initialized():  # or a rank was lost before this one had its group
             groups = list(dist.distributed_c10d._world.pg_map)
             dist.destroy_process_group()
             _retire(groups, failed)
+
+
+def also_shut(since: set[tuple[int, int]]) -> None:
+    """Have :func:`abort` shut what this process has connected to since, as another library's collective."""
+    with _leaving:
+        for shut in _sockets.values():  # of the one gang that this process is in
+            shut |= connections() - since
 
 
 def control_group() -> Any:
@@ -113,29 +134,56 @@ def _retire(groups: list[Any], failed: bool) -> None:
 
 
 def abort(gang: str) -> int:
-    """Shut this process's connections to the other ranks, so that a blocked collective fails at once.
+    """Make a collective in which this process waits for the other ranks of a gang fail; returns at once.
 
     A collective of gloo that waits for a dead or finished rank cannot be interrupted from another thread
     (``destroy_process_group`` returns and changes nothing); it does fail when its socket is shut. Linux only.
+
+    One of NCCL is a kernel on the GPU that waits for memory to change. Aborting its communicator ends the kernel, so
+    what was queued after it is computed from numbers that make no sense, and the next collective fails. The sockets
+    are shut before, and a rank that is told to stop commits nothing after.
 
     Returns
     -------
     int
         Connections shut.
     """
-    shut = 0
-    for descriptor, inode in _sockets.pop(gang, set()):
-        try:
-            if os.fstat(descriptor).st_ino == inode:  # not reused since
-                with socket.socket(fileno=os.dup(descriptor)) as connection:
-                    connection.shutdown(socket.SHUT_RDWR)
-                shut += 1
-        except OSError:
-            continue
+    with _leaving:
+        if (found := _sockets.pop(gang, None)) is None:  # not of this process, or no longer
+            return 0
+        shut = sum(_shut(descriptor, inode) for descriptor, inode in found)
+        # at once, as one of several waits for kernels of the others
+        _aborting[gang] = [threading.Thread(target=backend.abort, daemon=True) for backend in nccl_backends()]
+        for thread in _aborting[gang]:
+            thread.start()
     return shut
 
 
-def _connections(store_port: int) -> set[tuple[int, int]]:
+def nccl_backends() -> list[Any]:
+    """Return NCCL's part of every process group of this process, those of the user's too."""
+    import torch
+    import torch.distributed as dist
+
+    found = []
+    for group in list(dist.distributed_c10d._world.pg_map):
+        with suppress(RuntimeError):  # a group may have nothing for GPUs
+            backend = group._get_backend(torch.device("cuda"))
+            found += [backend] if backend.name() == "nccl" else []
+    return found
+
+
+def _shut(descriptor: int, inode: int) -> bool:
+    try:
+        if os.fstat(descriptor).st_ino != inode:  # used for something else since
+            return False
+        with socket.socket(fileno=os.dup(descriptor)) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return False
+    return True
+
+
+def connections(store_port: int = 0) -> set[tuple[int, int]]:
     """Connected TCP sockets of this process, but for those of the store, in which ranks still agree who failed first.
 
     Listening sockets are left out: gloo ends the process when one is shut.

@@ -14,6 +14,7 @@ from distributed import Client, Future, wait
 
 from daskdl.errors import NotEnoughWorkers, RankFailed, WorkerLost
 from daskdl.execution.calls import call_workers
+from daskdl.execution.interrupts import noted_interrupts
 from daskdl.execution.losses import Losses
 from daskdl.execution.overseer import explained, install
 from daskdl.execution.ranks import (
@@ -245,16 +246,20 @@ def _gather(
     for future in futures:
         future.add_done_callback(lambda _: losses.news.set())
     answers: dict[int, Any] = {}
-    while len(answers) < len(futures):
-        try:
-            losses.news.wait(timeout=WATCH_SECONDS)
-            losses.news.clear()
-            _look(futures, gang, losses, answers)
-            if watch is not None:
-                watch()
-        except KeyboardInterrupt:
-            if interrupted is None or not interrupted():
-                raise
+    with noted_interrupts() as noted:
+        while len(answers) < len(futures):
+            try:
+                losses.news.wait(timeout=WATCH_SECONDS)
+                losses.news.clear()
+                _look(futures, gang, losses, answers)
+                if watch is not None:
+                    watch()
+                if noted.is_set():
+                    raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                noted.clear()
+                if interrupted is None or not interrupted():
+                    raise
     return [answers[rank] for rank in range(len(futures))]
 
 

@@ -117,7 +117,9 @@ class Facts:
     Attributes
     ----------
     rows : float, optional
-        Of all pieces; ``exact`` says whether they were counted or are estimated from one.
+        Of all pieces; ``exact`` says whether they were counted or are estimated from some.
+    counted : dict
+        Piece -> its rows, of those that were counted for the estimate.
     looked : int
         Rows that ``columns`` was gathered from; ``whole`` says whether these are all.
     pieces : Pieces, optional
@@ -163,6 +165,7 @@ class Facts:
 
     rows: float | None = None
     exact: bool = False
+    counted: Mapping[int, int] = field(default_factory=dict)
     looked: int = 0
     whole: bool = False
     pieces: Pieces | None = None
@@ -259,6 +262,55 @@ def facts_of_rows(rows: Rows, workers: Sequence[str], batch_size: int = 1024) ->
         ranks=max(1, len(workers)),
         batch_size=batch_size,
     )
+
+
+def estimated_rows(counted: Mapping[int, int], n: int) -> tuple[float, int, int]:
+    """Estimate the rows of ``n`` pieces from those of some.
+
+    Returns
+    -------
+    (float, int, int)
+        As if sizes changed evenly from one counted piece to the next; then the fewest and the most there can be if each
+        piece is as large as the counted ones beside it or between the two.
+
+    Examples
+    --------
+    >>> estimated_rows({0: 100, 2: 300, 3: 10}, 4)
+    (610.0, 510, 710)
+    """
+    at = sorted(counted)
+    rows = float(np.interp(np.arange(n), at, [counted[i] for i in at]).sum())
+    low = high = sum(counted.values())
+    for first, last in zip([-1, *at], [*at, n], strict=True):
+        beside = [counted[i] for i in (first, last) if i in counted]
+        low += (last - first - 1) * min(beside)
+        high += (last - first - 1) * max(beside)
+    return rows, low, high
+
+
+def rows_in_words(facts: Facts) -> str:
+    """Say how many rows there are; of an estimate also from what it is, and between what it lies.
+
+    Examples
+    --------
+    >>> print(rows_in_words(Facts(rows=610.0, counted={0: 100, 2: 300, 3: 10}, pieces=Pieces("partitions", 4))))
+    about 610 rows (estimated from 3 of 4 partitions; 510 to 710 if the others are like those beside them)
+    """
+    if facts.rows is None:
+        return "rows not counted"
+    if facts.exact or facts.pieces is None or not facts.counted:
+        return f"{'' if facts.exact else 'about '}{facts.rows:,.0f} rows"
+    _, low, high = estimated_rows(facts.counted, facts.pieces.n)
+    between = f"{_about(low)} to {_about(high)}" if _about(low) != _about(high) else "as many"
+    what = f"{len(facts.counted)} of {facts.pieces.n:,} {facts.pieces.what}"
+    return (
+        f"about {_about(facts.rows)} rows (estimated from {what}; {between} if the others are like those beside them)"
+    )
+
+
+def _about(n: float) -> str:
+    """Write a number that is not known better than to three digits."""
+    return f"{float(f'{n:.3g}'):,.0f}"
 
 
 def is_identifier(stats: ColumnStats) -> bool:

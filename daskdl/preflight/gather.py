@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from typing import Any
 
+import dask
 import numpy as np
 import pandas as pd
 import psutil
 import pyarrow as pa
 from dask.dataframe.utils import has_known_categories
-from distributed import Client
+from distributed import Client, wait
 
 from daskdl.data.frame import LABEL, is_lazy, joined, label_column, source_label
 from daskdl.data.schema import column_kind
 from daskdl.data.schema.stats import ColumnStats
 from daskdl.data.sources.base import Source
 from daskdl.errors import DataError
-from daskdl.preflight.facts import Facts, Pieces, Speed, facts_of_workers, sorted_by_label
+from daskdl.preflight.facts import Facts, Pieces, Speed, estimated_rows, facts_of_workers, sorted_by_label
 from daskdl.preflight.look import Seen, encode_rate, label_refused, look, other_categories
 from daskdl.preflight.probe import asked, describe_process
 from daskdl.preflight.resources import rank_threads
 
 LOOK_SECONDS = 2.0  # for one partition
 TRIES = 3  # partitions that are looked at until one has rows
+COUNTED = 8  # partitions whose rows are counted for an estimate of all, at most
+COUNT_SECONDS = 1.0  # that more of them may take; those that take longer each are left alone
 
 Step = Callable[[Mapping[Any, ColumnStats], int, int, int], float]
 
@@ -54,6 +60,7 @@ class Gathering:
         self.fixed: list[Any] = []  # columns whose type says the categories of all partitions
         self.parts: list[Any] = []  # the partitions of a lazy frame, not computed
         self.pieces: dict[int, Any] = {}  # futures of partitions
+        self.took = math.inf  # seconds until one was there
         self.data = self._arranged(X, y)
 
     def within(self, seconds: float) -> Facts:
@@ -144,6 +151,7 @@ class Gathering:
             ("a partition was still being computed", self._look_at_first),
             ("encoding and a step were being timed", self._measure),
             ("the last partition was still being computed", self._look_at_last),
+            ("", self._count_some),  # without them the estimate says that it is from fewer
         ]
         for doing, stage in stages:
             self.facts.unfinished = doing
@@ -156,6 +164,8 @@ class Gathering:
 
     def _failed(self, doing: str, stage: Callable[[], None], error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
+        if not doing:
+            return
         if stage == self._check_label:
             self.wrong = error
         elif stage in (self._look_at_first, self._look_at_last) and not isinstance(error, CancelledError):
@@ -172,6 +182,7 @@ class Gathering:
         if is_lazy(self.data) and self.client is not None:
             # not data.partitions[i]: of a lazy merge, Dask 2026.7 gives all rows as the first partition
             self.parts = self.data.to_delayed()
+            self.began = time.perf_counter()
             self._compute(sorted({0, len(self.parts) - 1}))
 
     def _compute(self, partitions: list[int]) -> None:
@@ -191,17 +202,17 @@ class Gathering:
             return
         for i in self._candidates()[:TRIES]:
             self.first, self.piece = i, self._piece(i)
+            if self.parts:
+                wait([self.piece])
+                self.took = min(self.took, time.perf_counter() - self.began)
             seen: Seen = self._ask(look, self.piece, self.label, self.facts.label_name, LOOK_SECONDS)
+            self._counted({i: seen.rows})
             if seen.rows:
                 self._take(seen)
                 return
-        self.facts.rows, self.facts.exact = 0, len(self._candidates()) <= TRIES
 
     def _take(self, seen: Seen) -> None:
-        facts, n = self.facts, self.facts.pieces.n if self.facts.pieces else 1
-        self.first_rows = seen.rows
-        if not facts.exact:
-            facts.rows, facts.exact = seen.rows * n, n == 1
+        facts = self.facts
         facts.looked, facts.whole = seen.looked, facts.exact and facts.rows == seen.rows
         facts.refused = {**facts.refused, **seen.refused}
         facts.kinds = {**facts.kinds, **{name: stats.kind for name, stats in seen.columns.items()}}
@@ -228,17 +239,37 @@ class Gathering:
         if last is None or last == self.first:
             return
         seen: Seen = self._ask(look, self._piece(last), self.label, self.facts.label_name, LOOK_SECONDS)
+        self._counted({last: seen.rows})
         if not seen.rows:
             return
-        facts, n = self.facts, self.facts.pieces.n if self.facts.pieces else 1
-        if not facts.exact:  # partitions that come out of a join are uneven
-            facts.rows, facts.exact = (self.first_rows + seen.rows) * n / 2, n == 2
+        facts = self.facts
         facts.new_categories = other_categories(facts.columns, seen.columns, self.fixed)
         self._both_kinds(seen)
         if facts.label is not None and seen.label is not None and facts.task == seen.task:
             facts.sorted_by_label = facts.task == "classes" and sorted_by_label([facts.label, seen.label])
             facts.label = facts.label.merge(seen.label)
             facts.label_refused = label_refused(facts.label_name, facts.label, facts.task)
+
+    def _count_some(self) -> None:
+        """Count rows of a few more partitions: filters and joins leave partitions that differ."""
+        in_vain = self.took > COUNT_SECONDS or not self.facts.columns
+        if self.client is None or not self.parts or self.facts.exact or in_vain:
+            return
+        n = len(self.parts)  # the last but one too, as the last is often short
+        more = {round(i) for i in np.linspace(0, n - 2, COUNTED - 1)} - self.facts.counted.keys()
+        futures = dict(zip(more, self.client.compute([dask.delayed(len)(self.parts[i]) for i in more]), strict=True))
+        self.asked += futures.values()
+        with suppress(TimeoutError):
+            wait(list(futures.values()), timeout=COUNT_SECONDS)
+        self._counted({i: future.result() for i, future in futures.items() if future.status == "finished"})
+        self.client.cancel([future for future in futures.values() if not future.done()], force=True)
+
+    def _counted(self, rows: dict[int, int]) -> None:
+        """Note how many rows pieces have, and estimate those of all."""
+        facts, n = self.facts, self.facts.pieces.n if self.facts.pieces else 1
+        if not facts.exact:
+            facts.counted = {**facts.counted, **rows}
+            facts.rows, facts.exact = estimated_rows(facts.counted, n)[0], len(facts.counted) == n
 
     def _both_kinds(self, seen: Seen) -> None:
         """Note columns that are of one type in one partition and of another in the other."""

@@ -43,7 +43,7 @@ def _describe(facts: Facts, pieces: Pieces) -> str:
             text += f" (about {gigabytes(low * pieces.row_bytes)}, {gigabytes(middle * pieces.row_bytes)}, "
             text += f"{gigabytes(high * pieces.row_bytes)} once read)"
     elif facts.rows is not None and not facts.exact:
-        text += f", about {facts.rows / pieces.n:,.0f} rows each (estimated)"
+        text += f", about {facts.rows / pieces.n:,.0f} rows each (estimated from {len(facts.counted)} of them)"
     if pieces.divisions is not None:
         text += f"; divisions {'known' if pieces.divisions else 'unknown'}"
     return text
@@ -156,7 +156,7 @@ def memory(facts: Facts) -> Iterator[Finding]:
 def _of_what(facts: Facts) -> str:
     n = facts.rows or 0
     raw = f"{gigabytes(n * facts.row_bytes)} as they are, " if facts.row_bytes else ""
-    return f"{raw}{gigabytes(n * facts.encoded_row_bytes)} encoded"
+    return f"{raw}{gigabytes(n * facts.encoded_row_bytes)} encoded{'' if facts.exact else ', of estimated rows'}"
 
 
 def _spilled(facts: Facts) -> Iterator[Finding]:

@@ -26,4 +26,11 @@ AXIS_JS = (
     "return tick >= 1e6 ? +(tick / 1e6).toFixed(2) + ' M' : tick >= 1e3 ? +(tick / 1e3).toFixed(2) + ' k' : '' + tick"
 )
 MILLISECONDS_JS = "return tick >= 1e3 ? +(tick / 1e3).toFixed(2) + ' s' : +tick.toPrecision(3) + ' ms'"
-NUMBER_JS = "return '' + +tick.toPrecision(3)"
+NUMBER_JS = """
+const size = Math.abs(tick), unit = size >= 1e9 ? 1e9 : size >= 1e6 ? 1e6 : size >= 1e4 ? 1e3 : 1
+return +(tick / unit).toPrecision(3) + {1: '', 1000: ' k', 1000000: ' M', 1000000000: ' G'}[unit]
+"""
+BYTES_JS = """
+const unit = tick > 0 ? Math.min(Math.floor(Math.log2(tick) / 10), 5) : 0
+return tick > 0 ? +(tick / 1024 ** unit).toPrecision(3) + ' ' + ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'][unit] : '0'
+"""

@@ -19,6 +19,7 @@ import xgboost
 from distributed import get_worker
 
 from daskdl.execution import spmd
+from daskdl.execution.progress import FIRST_SECONDS, STEPS, begin_progress, end_progress
 from daskdl.execution.words import REGROUP, STOP, take_word, word_for
 from daskdl.tracking.logs import recording
 from daskdl.tracking.record import TOPIC
@@ -148,6 +149,7 @@ class _Rounds:
             self.patience.load_state_dict(commit.state["patience"])
         self._committed_at, self._commit_seconds = time.monotonic(), 0.0
         self._clock, self._n_unsaid = Clock(), 0  # rounds since the ranks told where their time goes
+        self._bin_seconds = 0.0
 
     def bin(self, blocks: Iterable[Any], validation: Iterable[Any]) -> None:
         """Bin the rows, into the bins of the commit if there is one."""
@@ -163,7 +165,8 @@ class _Rounds:
         ]
         if config.validated:
             self.evals.append((_matrix(config, params, validation, ref=train, like=blocks), "val"))
-        self.log.event("note", f"binned the rows in {time.perf_counter() - began:.1f} s", self.commit.step)
+        self._bin_seconds = time.perf_counter() - began
+        self.log.event("note", f"binned the rows in {self._bin_seconds:.1f} s", self.commit.step)
         self.train = train
 
     def boost(self) -> str | None:
@@ -176,7 +179,12 @@ class _Rounds:
         over, lap = self.patience is not None and self.patience.ran_out, self._clock.lap
         lap("other")
         self._clock.take()  # binning is no part of a round
-        for i in range(rounds if over else self.commit.step, rounds):
+        # nor is the first round, which makes what the others find made, one to judge them by
+        first = self.commit.step
+        progress = begin_progress(self.run, first, max(FIRST_SECONDS, STEPS * self._bin_seconds))
+        for i in range(rounds if over else first, rounds):
+            if i > first:
+                progress.next(i)
             self.booster.update(self.train, iteration=i)
             lap("boost")
             over = callbacks.after_iteration(self.booster, i, self.train, self.evals) or i + 1 == rounds
@@ -201,6 +209,7 @@ class _Rounds:
 
     def close(self) -> None:
         """Send what has not been sent, write the last commit to the checkpoints, and wait until it is there."""
+        end_progress(self.run)
         self.log.send_points()
         if self.writer is not None:
             self.writer.finish(self.commit if self.commit.step else None, self.log.latest)

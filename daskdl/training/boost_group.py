@@ -11,7 +11,7 @@ import psutil
 import torch.distributed as dist
 import xgboost
 
-from daskdl.execution import spmd
+from daskdl.execution import rendezvous, spmd
 
 
 @contextmanager
@@ -27,11 +27,12 @@ def communicator(rank: int, world_size: int) -> Iterator[None]:
         tracker.start()
         args = [tracker.worker_args()]
     dist.broadcast_object_list(args)  # pickled by our own rank 0
-    others, ports = _listening(), set[tuple[str, int]]()
+    others, ports, before = _listening(), set[tuple[str, int]](), rendezvous.connections()
     try:
         # one try: the tracker is up, and when its rank has failed it does not come back
         with xgboost.collective.CommunicatorContext(**args[0], dmlc_task_id=f"{rank:06d}", dmlc_retry=1):
             ports = _listening() - others
+            rendezvous.also_shut(before)
             yield
         if tracker is not None:
             tracker.wait_for()

@@ -75,10 +75,12 @@ def weight_column(sampling: str | None) -> str | None:
     return None if sampling in (None, "balanced") else sampling
 
 
-def check_epochs(epochs: int) -> None:
-    """Refuse a training of no epochs."""
+def check_sizes(epochs: int, batch_size: int) -> None:
+    """Refuse a training of no epochs, or of batches without rows."""
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
 
 
 def rules_of(checkpoints: Checkpoints | str | None) -> Checkpoints:
@@ -118,7 +120,7 @@ class Job:
         checkpoints: Checkpoints | None = None,
         reproducible: bool | int = False,
     ) -> None:
-        check_epochs(epochs)
+        check_sizes(epochs, batch_size)
         self.client, self.schema, self.target, self.seed = client, schema, target, seed
         self.n_rows, self.notes, self.transform = rows.n_rows, rows.notes, transform
         self.num_workers, self.checkpoints = num_workers, checkpoints or Checkpoints()

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from daskdl.data.audit import MASK
 from daskdl.data.batches import Batch
+from daskdl.execution.ranks import told_to_stop
 from daskdl.execution.rendezvous import control_group
 from daskdl.training.clock import Clock
 from daskdl.training.commit import Use
@@ -104,12 +105,21 @@ class Report:
         -------
         (step, loss) or None
             Of the first loss that is not finite.
+
+        Raises
+        ------
+        RuntimeError
+            Collectives of the steps were aborted on the GPU, so their results are not to be committed.
         """
         steps, self._steps = self._steps, []
         if not steps:
             return None
         self._audit(steps)
         bad = self._means(steps, sorted(steps[-1].values))
+        if self.device.type == "cuda" and self.world_size > 1:
+            torch.cuda.synchronize(self.device)  # a commit, which follows, would wait as long
+            if told_to_stop():
+                raise RuntimeError(f"stopped at step {steps[-1].step}: another rank of the gang failed or was lost")
         self._step, self._n_rows = steps[-1].step + 1, self._n_rows + sum(one.n_global for one in steps)
         if time.monotonic() - self._rated_at > RATE_SECONDS:
             self._add_rate()

@@ -49,6 +49,8 @@ def stuck_error(places: dict[int, Place], workers: Sequence[str]) -> RankFailed:
     lines = "; ".join(f"rank {rank} at step {place.step} in {place.line}" for rank, place in sorted(guilty.items()))
     if len(guilty) < len(places) or len(places) == 1:
         why = "The others wait for it." if len(places) > 1 else ""
+    elif all("/xgboost/" in place.line for place in guilty.values()):
+        why = "All of them are in XGBoost, which does not tell a rank that computes from one that waits for the others."
     elif any(place.waiting for place in guilty.values()):
         why = "Each waits for the others: all ranks must call the same collectives (context.sum, a backward pass of a "
         why += "prepared model, torch.distributed) equally often and in the same order, whatever their data."

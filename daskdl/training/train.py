@@ -17,7 +17,7 @@ from daskdl.data.schema.target import Target
 from daskdl.tracking.run import ENDED, Run
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.following import attach, in_background
-from daskdl.training.job import Job, NumWorkers, check_epochs, current_client, rules_of, started, weight_column
+from daskdl.training.job import Job, NumWorkers, check_sizes, current_client, rules_of, started, weight_column
 from daskdl.training.private import new_private, private_folder, read_private
 from daskdl.training.resuming import Resumed, remember_call, workers_for
 
@@ -187,7 +187,7 @@ def train(
         "verbose": verbose,
     }
     if background:
-        check_epochs(epochs)
+        check_sizes(epochs, batch_size)
         return Result(in_background(current_client(client), num_workers, _train, None, loop, data, args, options))
     return _train(None, loop, data, args, options, client)
 

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from distributed import Client, LocalCluster, get_worker
 from messages import curve, end, event, metrics, ranks, record_of, start
 
 import daskdl
-from daskdl.dashboard import install, panels, view
+from daskdl.dashboard import install, panels, style, view
 from daskdl.dashboard.page import Pane, Training, kill_a_worker
 from daskdl.dashboard.plugin import MAX_RUNS, NAME, TrainingPlugin
 from daskdl.tracking.record import MAX_POINTS, TOPIC
@@ -229,7 +230,7 @@ def test_runs_differ_by_color_and_validation_is_dashed():
 def test_charts_show_score_and_speed():
     page = page_of(curve())
     assert page.score.source.data["metric"] == ["val_auc"]
-    assert page.score.figure.title.text == "val_auc"
+    assert page.score.choice.value == "val_auc" and "highest" in page.score.key.text
     assert page.speed.source.data["ys"][0].tolist() == [100.0] * 5
 
 
@@ -382,6 +383,109 @@ def test_a_new_run_leaves_the_choice():
     assert page.look.runs.value == ["a"] and set(page.source.data["color"]) == {view.PALETTE[0]}
 
 
+# which metric
+
+
+def several(run_id, values, **keys):
+    """A run of three steps that says these metrics, each by a tenth more at every step."""
+    points = [[s, {name: value + s / 10 for name, value in values.items()}] for s in (1, 2, 3)]
+    return record_of(start(run_id, name=run_id, **keys), metrics(run_id, *points))
+
+
+OWN = {"train_loss": 1.0, "val_auc": 0.5, "reward": 2.0, "val_mae": 3.0, "learning_rate": 0.1, "rows_per_s": 9.0}
+
+
+@pytest.fixture(params=["page", "pane"])
+def score_of(request):
+    """Make the score chart of the page, or the one that is a pane; returns it and what brings it up to date."""
+
+    def make(records):
+        if request.param == "page":
+            page = Training(lambda: records)
+            page.update()
+            return page.score, page.update
+        pane = Pane(lambda: records, panels.Score())
+        pane.update()
+        return pane.panel, pane.update
+
+    return make
+
+
+def test_every_metric_of_the_runs_can_be_chosen(score_of):
+    score, _ = score_of({"a": several("a", OWN), "b": several("b", {"val_f1": 0.1})})
+    assert score.choice.options == [
+        "val_auc", "val_f1", "reward", "val_mae", "train_loss", "learning_rate", "rows_per_s"
+    ]  # fmt: skip
+    assert score.choice.value == "val_auc"
+    score.choice.value = "reward"
+    assert score.source.data["metric"] == ["reward"] and score.source.data["ys"][0].tolist() == [2.1, 2.2, 2.3]
+
+
+@pytest.mark.parametrize("metric, best, words", [("reward", 3, "highest"), ("val_mae", 1, "lowest")])
+def test_the_best_step_of_the_chosen_metric_is_marked(score_of, metric, best, words):
+    score, _ = score_of({"a": several("a", OWN)})
+    score.choice.value = metric
+    assert score.marks.data["x"] == [best] and score.marks.data["event"] == ["best"]
+    assert f"best: {words}" in score.key.text
+
+
+@pytest.mark.parametrize("metric", ["learning_rate", "rows_per_s"])
+def test_no_step_of_a_signal_or_a_speed_is_the_best(score_of, metric):
+    score, _ = score_of({"a": several("a", OWN)})
+    score.choice.value = metric
+    assert score.source.data["metric"] == [metric]
+    assert score.marks.data["x"] == [] and score.key.text == ""
+
+
+def test_a_chosen_metric_stays_while_runs_come(score_of):
+    records = {"a": several("a", OWN)}
+    score, update = score_of(records)
+    score.choice.value = "reward"
+    records["b"] = several("b", {"val_auc": 0.5, "val_accuracy": 0.4})
+    records["c"] = several("c", {"reward": 7.0})
+    update()
+    assert score.choice.value == "reward" and score.source.data["run"] == ["a", "c"]
+    assert "val_accuracy" in score.choice.options
+
+
+def test_without_a_choice_the_score_is_that_of_most_runs(score_of):
+    records = {"a": several("a", {"val_auc": 0.5})}
+    score, update = score_of(records)
+    records |= {name: several(name, {"val_accuracy": 0.5}) for name in "bc"}
+    update()
+    assert score.choice.value == "val_accuracy" and score.source.data["run"] == ["b", "c"]
+
+
+def test_runs_without_the_chosen_metric_leave_a_word():
+    records = {"a": several("a", OWN), "b": several("b", {"val_auc": 0.5, "<b>": 1.0})}
+    page = Training(lambda: records)
+    page.update()
+    score = page.score
+    score.choice.value = "<b>"
+    page.look.runs.value = ["a"]
+    page.update()
+    assert score.root.visible and score.missing.visible and not score.figure.visible
+    assert "&lt;b&gt;" in score.missing.text and score.choice.value == "<b>" in score.choice.options
+    assert score.source.data["xs"] == [] and score.key.text == ""
+    score.choice.value = "val_auc"
+    assert score.figure.visible and not score.missing.visible and score.source.data["run"] == ["a"]
+    records["c"] = record_of(start("c"))
+    page.look.runs.value = ["c"]
+    page.update()
+    assert score.missing.visible, "a run that prepares has no metric yet"
+
+
+def test_a_loss_that_no_other_chart_shows_is_shown_where_there_is_no_score(score_of):
+    score, _ = score_of({"r": several("r", {"train_rmse": 2.0, "val_rmse": 3.0, "val_mae": 1.0})})
+    assert score.root.visible and score.choice.value == "val_mae"
+
+
+def test_the_choice_has_the_colors_of_the_theme():
+    """Light and dark are CSS variables of the page; a color of its own would be right in one of them only."""
+    for part in (style.METRIC, style.WORDS, style.NOTICE):
+        assert "var(--daskdl-" in part and not re.search(r"#[0-9a-f]{3,8}\b", part)
+
+
 # the ranks
 
 
@@ -506,6 +610,15 @@ def test_table_tells_the_last_news_of_a_run_that_goes_on():
     assert "step 4: tcp://1 left the cluster." in page_of(record).runs.table.text
     record.apply(end("r"))
     assert "left the cluster" not in page_of(record).runs.table.text
+
+
+def test_only_what_went_wrong_is_told_as_an_error():
+    stopped, failed = curve("a"), curve("b")
+    stopped.apply(end("a", "stopped", "the stop button"))
+    failed.apply(end("b", "failed", "boom"))
+    text = page_of(stopped, failed).runs.table.text
+    assert re.search('class="news"[^>]*><td[^>]*>the stop button', text)
+    assert re.search('class="error"[^>]*><td[^>]*>boom', text)
 
 
 def test_the_stop_button_is_there_while_a_run_is_and_says_so_once():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -101,6 +102,7 @@ def test_frames_that_do_not_belong_together(client: Client, ragged: dd.DataFrame
     [
         (nn.Linear(3, 7), r"output of shape \(2, 7\) .* expected \(2,\) or \(2, 1\) or \(2, 2\) for 2 classes"),
         (nn.Linear(9, 1), r"module cannot take the inputs this data makes, numbers \(2, 3\) for two rows"),
+        (nn.Flatten(0), r"module has no parameters that learn: Flatten"),
     ],
 )
 def test_a_module_of_the_wrong_shape(client: Client, ragged: dd.DataFrame, module: nn.Module, message: str) -> None:
@@ -108,9 +110,24 @@ def test_a_module_of_the_wrong_shape(client: Client, ragged: dd.DataFrame, modul
         daskdl.TorchClassifier(module, verbose=0).fit(ragged[["a", "b", "flag"]], ragged["late"])
 
 
-def test_something_that_makes_no_module(planted: pd.DataFrame) -> None:
-    with pytest.raises(TypeError, match="module must be, or return, a torch.nn.Module; got int"):
-        daskdl.TorchClassifier(lambda schema, n: 3, verbose=0).fit(planted[["a"]], planted["late"])
+@pytest.mark.parametrize(
+    "module, message",
+    [
+        (
+            lambda schema, n: 3,
+            r"Expected a torch.nn.Module, or a function module\(schema, n_outputs\).*; this one made int",
+        ),
+        (3, r"Expected a torch.nn.Module, or a function .* that makes one; got 3"),
+        (
+            nn.Linear,
+            r"(?s)It was raised by module\(schema, 1\). Expected a torch.nn.Module, or a function .*; got <class",
+        ),
+    ],
+)
+def test_something_that_makes_no_module(planted: pd.DataFrame, module: Any, message: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        daskdl.TorchClassifier(module, verbose=0).fit(planted[["a"]], planted["late"])
+    assert re.search(message, "\n".join([str(caught.value), *getattr(caught.value, "__notes__", ())]))
 
 
 def test_more_ranks_than_rows_in_a_batch(client: Client, ragged: dd.DataFrame) -> None:
@@ -121,6 +138,8 @@ def test_more_ranks_than_rows_in_a_batch(client: Client, ragged: dd.DataFrame) -
 def test_arguments_that_cannot_be() -> None:
     frame = pd.DataFrame({"x": [0.0, 1.0] * 10})
     y = [0, 1] * 10
+    with pytest.raises(ValueError, match="batch_size must be at least 1 row, got 0"):
+        daskdl.TorchClassifier(batch_size=0, verbose=0).fit(frame, y)
     with pytest.raises(ValueError, match=r"patience=3 needs validation_data"):
         daskdl.TorchClassifier(patience=3).fit(frame, y)
     with pytest.raises(ValueError, match="early_stopping_rounds=3 needs validation_data"):

@@ -208,6 +208,8 @@ def test_silence_counts_only_while_the_scheduler_listens() -> None:
     [
         ("unreachable", 2.4, None),
         ("unreachable", 2.5, "unreachable"),
+        ("mute", 14.9, None),  # its machine is there, and busy
+        ("mute", 15.0, "unreachable"),
         ((psutil.STATUS_STOPPED, 0.0), 1.1, "stopped"),
         ((psutil.STATUS_TRACING_STOP, 0.0), 99.0, None),  # a debugger's user is thinking
         ((psutil.STATUS_SLEEPING, 0.25), 99.0, None),  # a thread computes and keeps Python's lock

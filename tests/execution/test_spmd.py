@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -184,3 +185,26 @@ def test_the_gang_listens_on_the_address_of_its_workers_only(client: Client) -> 
         return [c.laddr.ip for c in psutil.Process().net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN]
 
     assert {ip for ips in spmd.run(listening, client=client) for ip in ips} == {"127.0.0.1"}
+
+
+@pytest.mark.filterwarnings("ignore:.*drop:pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_drops_is_heeded(client: Client) -> None:
+    dropped: list[str] = []
+
+    def drop(phase: str, info: object) -> None:
+        if not dropped:
+            dropped.append(phase)
+            signal.raise_signal(signal.SIGINT)
+
+    def collect() -> None:
+        gc.callbacks.append(drop)
+        gc.collect()
+
+    usual = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            spmd.run(all_reduce_for_ever, client=client, watch=collect)
+    finally:
+        gc.callbacks.remove(drop)
+    assert dropped == ["start"] and signal.getsignal(signal.SIGINT) is usual
+    assert len(spmd.run(rank_and_sum, client=client)) == 2

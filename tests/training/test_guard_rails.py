@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xgboost
 from distributed import Client
 
 import daskdl
 from daskdl.errors import LossDiverged, RankFailed
 from daskdl.execution import progress
+from daskdl.execution.progress import Place
+from daskdl.training.stuck import stuck_error
 
 pytestmark = pytest.mark.cluster
 
@@ -59,6 +63,64 @@ def test_a_rank_that_makes_no_progress_is_named_with_its_line(three: Client, row
     three.wait_for_workers(3)
     three.run(_impatient)
     fit_again(rows)
+
+
+def hangs(margins: Any, rows: Any) -> Any:
+    time.sleep(1_000)
+
+
+def _hang_in_round_10() -> None:
+    """Have the rank of this worker's process call an objective in its tenth round, from inside XGBoost."""
+    update = xgboost.Booster.update
+    xgboost.Booster.update = lambda self, rows, iteration: update(  # type: ignore[method-assign]
+        self, rows, iteration, hangs if iteration == 10 else None
+    )
+
+
+@pytest.mark.parametrize("who, validated", [(1, False), (0, True)])
+def test_a_rank_of_xgboost_that_makes_no_progress_is_named_with_its_line(
+    three: Client, rows: Any, who: int, validated: bool
+) -> None:
+    three.wait_for_workers(3)
+    three.run(_impatient)
+    before = three.run(os.getpid)
+    hanging = sorted(before)[who]
+    three.run(_hang_in_round_10, workers=[hanging])
+    classifier = daskdl.XGBClassifier(n_estimators=1_000, num_workers=3, verbose=0)
+    where = rf"rank {who} at step 10 in .*test_guard_rails.py:\d+ in hangs: time.sleep"
+    with pytest.raises(RankFailed, match=where) as e:
+        classifier.fit(*rows, validation_data=rows if validated else None)
+    assert e.value.rank == who and "The others wait for it" in str(e.value)
+    three.wait_for_workers(3)
+    after = three.run(os.getpid)
+    others = [worker for worker in before if worker != hanging]
+    assert [after.get(w) for w in others] == [before[w] for w in others], "they were woken, not ended"
+    assert daskdl.XGBClassifier(n_estimators=20, verbose=0).fit(*rows).run_.state == "finished"
+    fit_again(rows)
+
+
+def test_binning_and_the_first_round_are_no_rounds_to_judge_by() -> None:
+    """A round of which others are judged is one of many alike: see boost.py."""
+    at = progress.begin_progress("run", 7, first=500.0)
+    try:
+        place = progress.place_of("run")
+        assert place is not None and (place.step, place.allowed) == (7, 500.0)
+        at.next(8)  # the first round is done
+        assert (at.n, at.mean) == (1, 0.0)
+        at.since -= 10  # the second took ten seconds
+        at.next(9)
+        place = progress.place_of("run")
+        assert place is not None and place.step == 9 and place.allowed == pytest.approx(1_000, rel=0.1)
+        assert place.line.startswith(f"{__file__}:") and not place.waiting
+    finally:
+        progress.end_progress("run")
+    assert progress.place_of("run") is None
+
+
+def test_ranks_that_are_all_in_xgboost_are_said_to_be() -> None:
+    places = {rank: Place(3, 30.0, 20.0, "/lib/xgboost/core.py:7 in update: _check_call(", True) for rank in (0, 1)}
+    error = stuck_error(places, ["tcp://a:1", "tcp://b:1"])
+    assert "All of them are in XGBoost" in str(error) and "context.sum" not in str(error)
 
 
 def unequal(context: daskdl.Context) -> None:
