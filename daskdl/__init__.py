@@ -15,6 +15,7 @@ _NAMES = {
     "Context": "training.context",
     "resume": "training.resuming",
     "attach": "training.following",
+    "load_result": "training.train",
     "Checkpoints": "training.checkpoints",
     "load_checkpoint": "training.checkpoints",
     "TorchClassifier": "estimators.torch",

@@ -30,9 +30,7 @@ def main() -> None:
         json.dump({"address": client.scheduler.address, "dashboard": client.dashboard_link, "pid": os.getpid()}, file)
     try:
         function, args = pickle.loads(job)
-        done = function(*args)
-        if hasattr(done, "save"):
-            done.save(f"{folder.url}/model")
+        function(*args)
     finally:
         writer.flush(FLUSH_SECONDS)  # who finds no session looks for the run where runs are kept
         with suppress(OSError):

@@ -19,6 +19,7 @@ from daskdl.data.schema.target import Target
 from daskdl.data.sources.base import Source
 from daskdl.errors import DataError
 from daskdl.estimators.predict import Outputs, Predictor, predict
+from daskdl.tracking.run import Run
 
 C = TypeVar("C", bound=type)
 
@@ -184,6 +185,11 @@ class DaskEstimator(BaseEstimator):
             file.write(self._model_bytes())
         with fs.open(f"{folder}/estimator.json", "w") as file:
             json.dump(about, file, indent=1)
+
+    def _save_for_others(self, run: Run) -> None:
+        """Save what a run in the background trained, before it ends: who waits for its end finds it."""
+        if run.awaited:
+            self.save(f"{run.folder}/model")
 
     def _restore(self, about: dict[str, Any], model: bytes) -> Self:
         self.schema_ = Schema.from_dict(about["schema"])

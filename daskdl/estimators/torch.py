@@ -166,7 +166,8 @@ class _TorchEstimator(DaskEstimator):
             step. A second interrupt does not wait for it.
         """
         if background:
-            self.run_ = in_background(current_client(), fit_again, None, self._unfitted(), X, y, validation_data)
+            call = (fit_again, None, self._unfitted(), X, y, validation_data)
+            self.run_ = in_background(current_client(), self.num_workers, *call)
             return self
         return self._fit(None, X, y, validation_data)
 
@@ -210,6 +211,7 @@ class _TorchEstimator(DaskEstimator):
                 self.model_ = module.eval()
                 raise
             self.model_ = model.eval()
+            self._save_for_others(run)
         return self
 
     def _n_outputs(self) -> int:

@@ -168,7 +168,8 @@ reg_alpha, max_bin
             A second interrupt does not wait for it.
         """
         if background:
-            self.run_ = in_background(current_client(), fit_again, None, self._unfitted(), X, y, validation_data)
+            call = (fit_again, None, self._unfitted(), X, y, validation_data)
+            self.run_ = in_background(current_client(), self.num_workers, *call)
             return self
         return self._fit(None, X, y, validation_data)
 
@@ -191,6 +192,7 @@ reg_alpha, max_bin
             remember_call(run, job.checkpoints, job.fingerprint, fit_again, self._unfitted(), X, y, validation_data)
             raw, self.best_iteration_ = job.run(run, resumed.commit if resumed else None)
             self.model_ = _booster(raw)
+            self._save_for_others(run)
         return self
 
     def _booster_params(self, validated: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 from weakref import WeakSet
@@ -21,6 +22,7 @@ from distributed.scheduler import heartbeat_interval
 from tornado.ioloop import PeriodicCallback
 
 from daskdl.errors import WorkerLost
+from daskdl.execution.deposits import Place, choose, deposited, drop_deposit, end_deposits
 from daskdl.execution.obituary import BLOCKED, STOPPED, UNREACHABLE, Death, told
 from daskdl.execution.ranks import end_gangs, gangs_of, stop_gangs
 from daskdl.execution.seats import SEPARATOR, seats_of_client
@@ -40,6 +42,7 @@ ASK_SECONDS = 1.0  # for the machine of a silent worker to answer
 ANSWER_SECONDS = 10.0  # for a process to answer that is thought to be well, on a machine that may be very busy
 MUTE = "mute"  # its machine answers, its nanny does not
 IDLE_SECONDS = 0.05  # of computing, between two looks: threads that wait for Python's lock wake up all the time
+END_TRIES = 10  # to have a deposit forgotten by one that is not there; one that is there is asked on and on
 RETURN_SECONDS = 2.0  # for a client to reconnect
 OBEY_SECONDS = 3.0  # for ranks without a client to commit and stop
 WAKE_SECONDS = 10.0  # for those that did not to stop when they are woken, before their process is ended
@@ -118,6 +121,8 @@ class Overseer(SchedulerPlugin):
         By address, oldest first, at most ``MAX_DEATHS``.
     runs : dict of str to dict
         By client: id of each of its runs, and what its workers are to do when it is over without a client.
+    holders : dict of str to set of str
+        By run: addresses of the workers and nannies that were chosen to hold a deposit for it.
     """
 
     name = "daskdl-overseer"
@@ -127,6 +132,7 @@ class Overseer(SchedulerPlugin):
         self.patience = patience or Patience()
         self.deaths: dict[str, Death] = {}
         self.runs: dict[str, dict[str, bytes]] = {}
+        self.holders: dict[str, set[str]] = {}
         self._known: dict[str, Death] = {}  # what there is to tell of the living
         self._memory: dict[str, deque[tuple[float, int]]] = {}
         self._alive: set[str] = set()  # those of which no sign of death has come; an address may live again
@@ -290,6 +296,7 @@ class Overseer(SchedulerPlugin):
             why = "its client left the cluster. What it did until then is in its checkpoints: daskdl.resume goes on"
             told = {"run": run, "kind": "end", "time": time.time(), "state": "failed", "error": why}
             self.scheduler.log_event(TOPIC, told)
+            self.end_deposits(run)
         seats_of_client(self.scheduler, client)
 
     async def _until_idle(self, workers: list[str], client: str, seconds: float) -> None:
@@ -303,6 +310,49 @@ class Overseer(SchedulerPlugin):
         asked = (self._ask(worker, function, *args, seconds=ANSWER_SECONDS) for worker in here)
         answers = await asyncio.gather(*asked, return_exceptions=True)
         return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+    # -- who holds what for whom ------------------------------------------------------------------------------
+
+    def holder_for(self, run: str, worker: str, n_bytes: int, room: int, shunned: Sequence[str]) -> str | None:
+        """Choose who is to hold the deposit of a run that goes on, for a worker; see ``deposits.choose``."""
+        ws = self.scheduler.workers.get(worker)
+        if ws is None or not any(run in runs for runs in self.runs.values()):
+            return None
+        others = [other for other in self.scheduler.running if other is not ws and other.address not in shunned]
+        places = [Place(o.address, o.host, int(o.metrics.get("memory", 0)), o.memory_limit or 0) for o in others]
+        nanny = ws.nanny if ws.nanny not in shunned else None
+        holder = choose(places, nanny, ws.host, n_bytes, room)
+        if holder is not None:
+            self.holders.setdefault(run, set()).add(holder)
+        return holder
+
+    async def deposits_of(self, run: str) -> dict[str, tuple[int, int]]:
+        """Ask who was chosen for a run what they hold: step and number of pieces, by address."""
+        return await self._ask_holders(sorted(self.holders.get(run, ())), deposited, run)
+
+    async def drop_deposits(self, run: str) -> None:
+        """Have what is held for a run forgotten, as it is not needed now."""
+        await self._ask_holders(sorted(self.holders.get(run, ())), drop_deposit, run)
+
+    def end_deposits(self, run: str) -> None:
+        """Have what is held for a run that is over forgotten, also by those that do not answer now."""
+        if holders := self.holders.pop(run, None):
+            self._spawn(self._end_deposits(run, holders))
+
+    async def _end_deposits(self, run: str, holders: set[str]) -> None:
+        for n in count():
+            holders -= (await self._ask_holders(sorted(holders), end_deposits, run)).keys()
+            if n >= END_TRIES:  # until then, the worker of a nanny may just be starting again
+                holders &= {*self.scheduler.workers, *(ws.nanny for ws in self.scheduler.workers.values())}
+            if not holders:
+                return
+            await asyncio.sleep(ASK_SECONDS)
+
+    async def _ask_holders(self, holders: list[str], function: Callable[..., Any], run: str) -> dict[str, Any]:
+        """Call a function in workers and nannies; the answers of those that gave one."""
+        asked = (self._ask(holder, function, run) for holder in holders)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return {h: answer for h, answer in zip(holders, answers, strict=True) if not isinstance(answer, BaseException)}
 
 
 async def _listening(work: Coroutine[Any, Any, Any], seconds: float) -> Any:
@@ -368,6 +418,35 @@ def _end(client: str, run: str, dask_scheduler: Scheduler) -> None:
         overseer.runs[client].pop(run, None)
         if not overseer.runs[client]:
             del overseer.runs[client]
+        overseer.end_deposits(run)
+
+
+def holder_for(run: str, worker: str, n_bytes: int, room: int, shunned: list[str], dask_scheduler: Any) -> str | None:
+    """Choose who is to hold the deposit of a run; runs on the scheduler."""
+    overseer = _overseer_of(dask_scheduler)
+    return overseer.holder_for(run, worker, n_bytes, room, shunned) if overseer is not None else None
+
+
+def deposits_of(client: Client, run: str) -> dict[str, tuple[int, int]]:
+    """Say who holds something for a run: step and number of pieces, by address."""
+    found: dict[str, tuple[int, int]] = client.run_on_scheduler(_deposits_of, run)
+    return found
+
+
+async def _deposits_of(run: str, dask_scheduler: Any) -> dict[str, tuple[int, int]]:
+    overseer = _overseer_of(dask_scheduler)
+    return await overseer.deposits_of(run) if overseer is not None else {}
+
+
+def drop_deposits(client: Client, run: str) -> None:
+    """Have what is held for a run forgotten, as it is not needed now."""
+    client.run_on_scheduler(_drop_deposits, run)
+
+
+async def _drop_deposits(run: str, dask_scheduler: Any) -> None:
+    overseer = _overseer_of(dask_scheduler)
+    if overseer is not None:
+        await overseer.drop_deposits(run)
 
 
 def _overseer_of(scheduler: Scheduler) -> Overseer | None:

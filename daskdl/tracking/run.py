@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 import os
 import threading
 import time
@@ -30,6 +31,8 @@ __all__ = ["Run", "load_run", "runs", "set_root"]
 
 ENDED = ("finished", "failed", "stopped")
 MAX_LINES = 20_000  # of what ranks say
+LOOK_SECONDS = 1.0  # between two looks whether a run that is waited for can still be heard of
+GONE = "its process and its scheduler are gone. What it did until then is in its checkpoints: daskdl.resume goes on"
 
 _reserved: list[str] = []  # the id of the next run of this process, where another process has named it
 
@@ -47,6 +50,8 @@ class Run:
         Path or URL under which the artifacts lie.
     asked_to_stop : str or None
         Why it is to stop at its next step, if it is.
+    awaited : bool
+        Whether another process has begun it, and reads what it leaves as soon as it has ended.
     environment : dict of str to str
         Versions and platform at the start.
 
@@ -67,6 +72,7 @@ class Run:
         self._follower: Client | None = None
         self._lines: list[Line] = []  # of workers that are not asked any more
         self.asked_to_stop: str | None = None
+        self.awaited = False
         self._changed = threading.Condition()
 
     @classmethod
@@ -104,8 +110,10 @@ class Run:
         from daskdl.tracking.store import store_of
 
         root = resolve_root(root)
-        run_id = _reserved.pop() if _reserved else new_id(root)
+        awaited = bool(_reserved)
+        run_id = _reserved.pop() if awaited else new_id(root)
         run = cls(RunRecord(run_id), f"{root}/{run_id}", describe_environment())
+        run.awaited = awaited
         run._store = store_of(root)
         client = client or _current_client()
         if client is not None:
@@ -134,10 +142,15 @@ class Run:
             raise ValueError(f"A run ends as one of {', '.join(ENDED)}; got {state!r}.")
         if self.state in ENDED:
             return
-        self._say("end", state=state, error=None if error is None else shorten(error, 2_000))
+        error = None if error is None else shorten(error, 2_000)
+        message = {"run": self.id, "kind": "end", "time": time.time(), "state": state, "error": error}
+        self._apply(message)
         if self._store is not None:
             self._store.end(self.record, self._files())
+            if self.awaited:
+                self._store.flush()
         if self._feed is not None:
+            self._feed.send(message)
             self._feed.flush()
 
     def stop(self, why: str = "run.stop()") -> None:
@@ -155,6 +168,8 @@ class Run:
     def wait(self, timeout: float | None = None, verbose: int = 1) -> str:
         """Follow a run that another process trains until it has ended; return its state.
 
+        If that process goes away with its scheduler, the run has failed. One that is only read back is not followed.
+
         Parameters
         ----------
         timeout : float, optional
@@ -164,9 +179,22 @@ class Run:
         """
         from daskdl.display import following
 
+        deadline = time.monotonic() + (timeout if timeout is not None else math.inf)
         with following(self, verbose), self._changed:
-            self._changed.wait_for(lambda: self.state in ENDED, timeout)
+            while self.state not in ENDED and (left := deadline - time.monotonic()) > 0 and self._is_heard_of():
+                self._changed.wait(min(left, LOOK_SECONDS))
         return self.state
+
+    def _is_heard_of(self) -> bool:
+        """Whether there is somebody to say how the run ends; if there was one, it is what is kept, or has failed."""
+        if self._follower is None or self._follower.status != "closed":
+            return self._store is not None or self._follower is not None
+        with suppress(ValueError):  # nothing is kept
+            kept = load_run(self.id, self.folder.rpartition("/")[0]).record
+            self.record = kept if kept.state in ENDED else self.record
+        if self.state not in ENDED:
+            self._apply({"run": self.id, "kind": "end", "time": time.time(), "state": "failed", "error": GONE})
+        return False
 
     def __enter__(self) -> Self:
         return self

@@ -28,7 +28,7 @@ from daskdl.training.boost_group import communicator
 from daskdl.training.checkpoint_writer import CheckpointWriter
 from daskdl.training.checkpoints import CheckpointFolder, Checkpoints
 from daskdl.training.clock import Clock
-from daskdl.training.commit import Commit, put_commit
+from daskdl.training.commit import Commit, deposited, put_commit
 from daskdl.training.gangs import Answer
 
 SEND_SECONDS = RATE_SECONDS = 0.2
@@ -99,8 +99,6 @@ def boost_rank(
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if send is None else (0, 1)
     commit = commit or Commit()
-    if commit.step:
-        put_commit(run, commit)
     log = _Log(run, generation, rank, send or partial(get_worker().log_event, TOPIC), config.n_rows, commit)
     writer = None
     if rules is not None and rules.path and rank == 0:
@@ -108,8 +106,11 @@ def boost_rank(
     xgboost.core._LIB.XGBRegisterLogCallback(_log_line)  # of this thread; without one it writes to stderr
     rounds = _Rounds(config, run, log, rules, writer, commit)
     recorded = recording(get_worker(), run, rank) if send is None else nullcontext()
+    alone = deposited(run, get_worker()) if send is None and world_size == 1 else nullcontext()
     try:
-        with recorded, communicator(rank, world_size):
+        with recorded, alone, communicator(rank, world_size):
+            if commit.step:
+                put_commit(run, commit)
             rounds.bin(blocks, validation)
             word = rounds.boost()
     finally:

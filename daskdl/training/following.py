@@ -16,6 +16,7 @@ import cloudpickle
 from distributed import Client, futures_of
 
 from daskdl.data.frame import is_lazy
+from daskdl.execution import spmd
 from daskdl.tracking.folder import Folder, is_remote, new_id, resolve_root
 from daskdl.tracking.record import RunRecord
 from daskdl.tracking.run import Run, load_run
@@ -26,7 +27,9 @@ LOG_FILE = "log.txt"
 START_SECONDS = 60.0  # that a run may take to begin before it is returned all the same
 
 
-def in_background(client: Client | None, function: Callable[..., Any], *args: Any) -> Run:
+def in_background(
+    client: Client | None, num_workers: int | tuple[int, int] | None, function: Callable[..., Any], *args: Any
+) -> Run:
     """Have ``function(*args)``, which trains, called in a process of its own; return the run it began.
 
     It uses the scheduler of ``client`` if that is somewhere else. A cluster that was started in this process would end
@@ -34,12 +37,29 @@ def in_background(client: Client | None, function: Callable[..., Any], *args: An
 
     Raises
     ------
+    NotEnoughWorkers, TypeError, ValueError
+        There are not as many workers, or what it is to do cannot be given to another process; none was started.
     RuntimeError
         The process ended before it began the run; the text has the end of its log.
     """
+    spmd.span_of(num_workers)
+    if client is not None:
+        spmd.choose_workers(client, num_workers)
+    elsewhere = client is not None and client.cluster is None
+    if not elsewhere and persisted(args):
+        raise ValueError(
+            "background=True cannot use a persisted frame: it lies in the memory of a cluster that ends with this "
+            "notebook. Give the frame before persist(), or a source, or connect to a scheduler of its own."
+        )
+    try:
+        job = cloudpickle.dumps((function, args))
+    except Exception as error:  # of any class
+        raise TypeError(
+            "background=True trains in a process of its own, and what it was given cannot be pickled for it "
+            f"({type(error).__name__}: {error}). Open files, connections and locks inside of the loop."
+        ) from error
     root = resolve_root()
     run_id = new_id(root)
-    elsewhere = client is not None and client.cluster is None
     asked = {
         "root": root,
         "run": run_id,
@@ -48,12 +68,6 @@ def in_background(client: Client | None, function: Callable[..., Any], *args: An
         "n_workers": len(workers_of(client)) if client is not None else None,
         "paths": [path for path in sys.path if path],
     }
-    if not elsewhere and any(is_lazy(arg) and futures_of(arg) for arg in args):
-        raise ValueError(
-            "background=True cannot use a persisted frame: it lies in the memory of a cluster that ends with this "
-            "notebook. Give the frame before persist(), or a source, or connect to a scheduler of its own."
-        )
-    job = cloudpickle.dumps((function, args))
     log = f"{tempfile.mkdtemp(prefix='daskdl-') if is_remote(root) else f'{root}/{run_id}'}/{LOG_FILE}"
     with open(log, "wb") as out:
         process = subprocess.Popen(
@@ -79,6 +93,12 @@ def in_background(client: Client | None, function: Callable[..., Any], *args: An
             text = said.read()[-2_000:]
         raise RuntimeError(f"the background process did not begin its run. The end of its log, {log}:\n{text}")
     return run or attach(run_id, root)
+
+
+def persisted(args: Any) -> bool:
+    """Whether there is a frame among the arguments, or in tuples among them, whose rows lie in workers' memory."""
+    things = [thing for arg in args for thing in (arg if isinstance(arg, tuple) else [arg])]
+    return any(is_lazy(thing) and futures_of(thing) for thing in things)
 
 
 def attach(run_id: str, root: str | os.PathLike[str] | None = None) -> Run:

@@ -18,15 +18,16 @@ from distributed import Client
 from daskdl.errors import DaskdlError, NotEnoughWorkers, RankFailed, WorkerLost
 from daskdl.execution import spmd
 from daskdl.execution.calls import call_workers
+from daskdl.execution.depositor import Deposited
 from daskdl.execution.obituary import report
-from daskdl.execution.overseer import deaths_of, explained, watched
+from daskdl.execution.overseer import deaths_of, deposits_of, drop_deposits, explained, watched
 from daskdl.execution.ranks import steps_begun
 from daskdl.execution.seats import Seats
 from daskdl.execution.words import REGROUP, STOP, put_word, take_word
 from daskdl.tracking.logs import take_lines
 from daskdl.tracking.run import Run
 from daskdl.training.checkpoints import CheckpointFolder
-from daskdl.training.commit import Commit, commit_step, forget_commit, take_commit
+from daskdl.training.commit import Commit, bring_commit, commit_step, forget_commit, take_commit
 from daskdl.training.stuck import Stuck
 from daskdl.workers import again_if_lost, workers_of
 
@@ -62,8 +63,8 @@ class Gangs:
     """Runs a function on the workers of a run until it has come to its end, whatever happens to workers.
 
     A worker that is lost costs the steps since the last commit, which every rank has in its process: the others go on
-    from it. One that joins is taken in at the end of a step, if the run wants more. When nobody is left, the newest
-    checkpoint is where it goes on.
+    from it. That of a rank that was alone is brought from who holds it. One that joins is taken in at the end of a
+    step, if the run wants more. When nobody is left, the newest checkpoint is where it goes on.
 
     Parameters
     ----------
@@ -100,6 +101,7 @@ class Gangs:
         self._looked_at = self._interrupted_at = 0.0
         self._told_to_stop = False
         self._began = 0  # step at which this gang did
+        self._deposited = False  # whether a rank was alone, so another process may hold a commit
         self._reports: list[threading.Thread] = []
 
     def __call__(
@@ -145,6 +147,7 @@ class Gangs:
                 call_workers(self.client, _forget, self.run.id, workers=self.workers)
 
     def _gang(self, function: Callable[..., Answer], args: tuple[Any, ...], rank_args: Any) -> Answer:
+        self._deposited |= len(self.workers) == 1
         answers: list[Answer] = unwrapped(
             spmd.run,
             function,
@@ -168,13 +171,13 @@ class Gangs:
         survivors = [worker for worker in self.workers if worker in alive]  # all, if one is back already
         steps = _numbers(call_workers(self.client, commit_step, self.run.id, workers=survivors))
         holder = max(steps, key=lambda worker: steps[worker], default=None)
-        commit: Any = None
+        deposit, commit = None, None
         if holder is not None and steps[holder]:
             step = steps[holder]
-        elif self.checkpoints is not None and (commit := self.checkpoints.newest()) is not None:
-            step, holder = commit.step, None
         else:
-            step, holder = 0, None
+            holder, deposit = None, self._deposit()
+            commit = self._written() if deposit is None else None
+            step = deposit.step if deposit is not None else commit.step if commit is not None else 0
         self._count_loss(step, lost)
         self.workers = sorted([*survivors, *self._take_newcomers()])
         left, enough = len(self.workers), len(self.workers) >= self.fewest
@@ -189,8 +192,35 @@ class Gangs:
         )
         self._say_why(gone, ranks, step)
         self._wait_for_workers(lost)
-        if holder is not None:
-            return self._commit_of(holder)
+        if deposit is not None:
+            return self._brought(deposit)
+        return self._commit_of(holder) if holder is not None else self._given(commit)
+
+    def _written(self) -> Commit | None:
+        """Read the newest checkpoint."""
+        return self.checkpoints.newest() if self.checkpoints is not None else None
+
+    def _deposit(self) -> Deposited | None:
+        """Where the newest commit of a rank that was alone lies, if no checkpoint is newer."""
+        found = deposits_of(self.client, self.run.id)
+        newest = max((Deposited(holder, *what) for holder, what in found.items()), key=lambda d: d.step, default=None)
+        if newest is None or not newest.step:
+            return None
+        written = 0
+        with suppress(Exception):  # storages raise errors of any class, and need not be asked
+            written = max(one.step for one in self.checkpoints.saved()) if self.checkpoints is not None else 0
+        return newest if newest.step >= written else None
+
+    def _brought(self, deposit: Deposited) -> Any:
+        """Bring a commit to the first of the workers; if it is gone meanwhile, the newest checkpoint counts."""
+        worker = self.workers[0]
+        step = call_workers(self.client, bring_commit, self.run.id, deposit, workers=[worker]).get(worker)
+        if isinstance(step, int) or worker not in self._alive():  # if it was lost, that is noticed, and all done again
+            return self._commit_of(worker)
+        commit = self._written()
+        self._began = commit.step if commit is not None else 0
+        text = f"the commit of step {deposit.step} cannot be had ({step}). Training goes on from step {self._began}."
+        self.run.event("warning", text, self._began)
         return self._given(commit)
 
     def _say_why(self, gone: list[str], ranks: list[str], step: int) -> None:
@@ -243,6 +273,9 @@ class Gangs:
         if self.run.asked_to_stop and not self._told_to_stop:
             self._told_to_stop = True
             self._tell(STOP)
+        if self._deposited and len(self.workers) > 1 and self.run.wait_for_messages(1, self.generation, 0.0):
+            self._deposited = False  # each of them has the commit now
+            drop_deposits(self.client, self.run.id)
         busy = self._greeting is not None and self._greeting.is_alive()
         if not busy and not self._newcomers and len(self.workers) < self.most and not self._told_to_stop:
             if time.monotonic() - self._looked_at > LOOK_SECONDS and self._strangers():

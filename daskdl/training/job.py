@@ -31,7 +31,7 @@ from daskdl.tracking.logs import recording
 from daskdl.tracking.record import TOPIC
 from daskdl.tracking.run import Run
 from daskdl.training.checkpoints import Checkpoints
-from daskdl.training.commit import Commit, forget_commit, put_commit
+from daskdl.training.commit import Commit, deposited, forget_commit, put_commit
 from daskdl.training.gangs import Answer, Gangs
 from daskdl.training.resuming import Resumed, checkpoints_of
 
@@ -75,6 +75,14 @@ def weight_column(sampling: str | None) -> str | None:
     return None if sampling in (None, "balanced") else sampling
 
 
+def check_sizes(epochs: int, batch_size: int) -> None:
+    """Refuse a training of no epochs, or of batches without rows."""
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
+
+
 def rules_of(checkpoints: Checkpoints | str | None) -> Checkpoints:
     """Rules for checkpoints from what the user gave: a path stands for the default rules there."""
     if isinstance(checkpoints, Checkpoints):
@@ -112,10 +120,7 @@ class Job:
         checkpoints: Checkpoints | None = None,
         reproducible: bool | int = False,
     ) -> None:
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
+        check_sizes(epochs, batch_size)
         self.client, self.schema, self.target, self.seed = client, schema, target, seed
         self.n_rows, self.notes, self.transform = rows.n_rows, rows.notes, transform
         self.num_workers, self.checkpoints = num_workers, checkpoints or Checkpoints()
@@ -214,6 +219,7 @@ def rank_main(
 
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if send is None else (0, 1)
     recorded = recording(get_worker(), feed.run, rank) if send is None else nullcontext()
+    alone = deposited(feed.run, get_worker()) if send is None and world_size == 1 else nullcontext()
     send = send or partial(get_worker().log_event, TOPIC)  # here, as threads of a task do not know their worker
     orders = (feed.order, feed.validation_order)
     batches = [
@@ -225,9 +231,9 @@ def rank_main(
         )
         if order is not None
     ]
-    if commit is not None and commit.step:
-        put_commit(feed.run, commit)
-    with recorded, torch.random.fork_rng():
+    with recorded, alone, torch.random.fork_rng():
+        if commit is not None and commit.step:
+            put_commit(feed.run, commit)
         torch.manual_seed(feed.order.seed * 1_000_003 + rank)
         if isinstance(feed.order, VirtualOrder):
             torch.set_num_threads(1)  # sums depend on how many threads share them; the gang puts back what was

@@ -7,23 +7,20 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
-from distributed import futures_of
 
-from daskdl.data.frame import is_lazy
 from daskdl.errors import DataError
 from daskdl.tracking.run import Run, load_run
 from daskdl.training.checkpoints import CheckpointFolder, Checkpoints
 from daskdl.training.commit import Commit
+from daskdl.training.following import persisted
 from daskdl.training.gangs import reachable
+from daskdl.training.private import new_private, private_folder, read_private
 
 MAX_CALL_BYTES = 64 << 20
-MAX_CALLS_BYTES = 1 << 30  # of all runs; the oldest go
 
 
 @dataclass(frozen=True)
@@ -97,14 +94,14 @@ def remember_call(run: Run, rules: Checkpoints, fingerprint: str, function: Call
     ``function(resumed, *args)`` is what will be called. What cannot be kept is said in the run's events.
     """
     why = None
-    things = [thing for arg in args for thing in (arg if isinstance(arg, tuple) else [arg])]
-    if any(is_lazy(thing) and futures_of(thing) for thing in things):
+    if persisted(args):
         why = "the frame is persisted, and what lies in the memory of workers goes with them"
     else:
         file = _Bounded()
         try:
             cloudpickle.dump((rules, fingerprint, function, args), file)
-            _write_call(run.id, file.getbuffer())
+            with new_private("calls", run.id) as kept:
+                kept.write(file.getbuffer())
         except OverflowError:
             why = f"the data given is larger than {MAX_CALL_BYTES >> 20} MiB"
         except (OSError, TypeError, AttributeError, pickle.PicklingError) as error:
@@ -113,49 +110,17 @@ def remember_call(run: Run, rules: Checkpoints, fingerprint: str, function: Call
         run.event("note", f"this run cannot be resumed in another session: {why}. Read the data from files, lazily.")
 
 
-def _calls() -> Path:
-    """Folder of what was called, this user's only."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "daskdl" / "calls"
-
-
-def _write_call(run_id: str, data: memoryview) -> None:
-    folder = _calls()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with open(os.open(folder / run_id, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
-    room = MAX_CALLS_BYTES
-    for path in sorted(folder.iterdir(), key=lambda path: path.name, reverse=True):  # names begin with the time
-        with suppress(FileNotFoundError):  # another process makes room too
-            room -= path.stat().st_size
-            if room < 0:
-                path.unlink()
-
-
 def _read_call(run: Run) -> Any:
-    """Read what a run was doing.
-
-    Raises
-    ------
-    ValueError
-        It is not known.
-    PermissionError
-        Others than this user could have written it; it is not even read.
-    """
-    path = _calls() / run.id
+    """Read what a run was doing; raises ``ValueError`` if it is not known."""
     try:
-        about = path.stat()
+        return read_private("calls", run.id)
     except FileNotFoundError:
         said = run.events[run.events.text.str.contains("cannot be resumed", regex=False)].text.tolist()
+        why = said[0] if said else f"what it was doing is not in {private_folder('calls')}."
         raise ValueError(
-            f"run {run.id} cannot be resumed: {said[0] if said else f'what it was doing is not in {path.parent}.'} Its "
-            f"checkpoints, if there are any, are in {run.folder}/checkpoints: see daskdl.load_checkpoint."
+            f"run {run.id} cannot be resumed: {why} Its checkpoints, if there are any, are in "
+            f"{run.folder}/checkpoints: see daskdl.load_checkpoint."
         ) from None
-    if about.st_uid != os.getuid() or about.st_mode & 0o022:
-        raise PermissionError(
-            f"{path} can be written by others than you, so it is not read: it could run anything. Call fit or train "
-            "again yourself."
-        )
-    return pickle.loads(path.read_bytes())
 
 
 def resume(run_id: str, root: str | os.PathLike[str] | None = None) -> Any:

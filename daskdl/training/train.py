@@ -2,42 +2,75 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import cloudpickle
 from distributed import Client
 
 from daskdl.data.batches import Transform
 from daskdl.data.rows import learn, read_rows
 from daskdl.data.schema import Kinds, Missing, Schema
 from daskdl.data.schema.target import Target
-from daskdl.tracking.run import Run
+from daskdl.tracking.run import ENDED, Run
 from daskdl.training.checkpoints import Checkpoints
-from daskdl.training.job import Job, NumWorkers, current_client, rules_of, started, weight_column
+from daskdl.training.following import attach, in_background
+from daskdl.training.job import Job, NumWorkers, check_sizes, current_client, rules_of, started, weight_column
+from daskdl.training.private import new_private, private_folder, read_private
 from daskdl.training.resuming import Resumed, remember_call, workers_for
 
 
 @dataclass(frozen=True)
-class Result:
-    """What ``train`` returns.
-
-    Attributes
-    ----------
-    value : object
-        What the loop returned on rank 0, modules unwrapped and on the CPU.
-    state : dict
-        ``state_dict`` of the model and of everything given to ``Context.keep``, on the CPU.
-    schema : Schema
-    target : Target
-    run : Run
-    """
+class _Parts:
+    """What a training leaves besides its run."""
 
     value: Any
     state: dict[str, Any]
     schema: Schema
     target: Target
-    run: Run
+
+
+class Result:
+    """What ``train`` returns. Of a run in the background, to ask for more than ``run`` waits for its end.
+
+    Attributes
+    ----------
+    run : Run
+    """
+
+    def __init__(self, run: Run, parts: _Parts | None = None) -> None:
+        self.run, self._parts = run, parts
+
+    @property
+    def value(self) -> Any:
+        """What the loop returned on rank 0, modules unwrapped and on the CPU."""
+        return self._all().value
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """``state_dict`` of the model and of everything given to ``Context.keep``, on the CPU."""
+        return self._all().state
+
+    @property
+    def schema(self) -> Schema:
+        """How columns became numbers."""
+        return self._all().schema
+
+    @property
+    def target(self) -> Target:
+        """How the label became a number."""
+        return self._all().target
+
+    def _all(self) -> _Parts:
+        if self._parts is None:
+            self.run.wait(verbose=0)
+            self._parts = _read_parts(self.run)
+        return self._parts
+
+    def __repr__(self) -> str:
+        return f"<Result of {self.run!r}>"
 
 
 def train(
@@ -57,6 +90,7 @@ def train(
     checkpoints: Checkpoints | str | None = None,
     name: str | None = None,
     verbose: int = 1,
+    background: bool = False,
     client: Client | None = None,
 ) -> Result:
     """Run your own PyTorch training loop data-parallel on Dask workers.
@@ -102,6 +136,10 @@ def train(
         Of the run.
     verbose : int
         0 shows nothing.
+    background : bool
+        Train in a process of its own, which the end of this notebook does not end, and return when the run has begun:
+        ``result.run`` follows it, as ``daskdl.attach(result.run.id)`` does from any notebook. ``result.value`` and the
+        rest wait for the end; ``daskdl.load_result(result.run.id)`` gives the same result in any notebook of yours.
     client : distributed.Client, optional
         The current one by default. Without any, frames in memory are trained on in this process.
 
@@ -111,7 +149,7 @@ def train(
 
     Raises
     ------
-    DataError, NotEnoughWorkers
+    DataError, NotEnoughWorkers, TypeError, ValueError
         Before anything is launched.
     RankFailed, LossDiverged
         While training.
@@ -148,6 +186,9 @@ def train(
         "name": name or str(getattr(loop, "__name__", "loop")),
         "verbose": verbose,
     }
+    if background:
+        check_sizes(epochs, batch_size)
+        return Result(in_background(current_client(client), num_workers, _train, None, loop, data, args, options))
     return _train(None, loop, data, args, options, client)
 
 
@@ -174,4 +215,65 @@ def _train(
     with started(options["name"], "train", params, job, options["verbose"], resumed) as run:
         remember_call(run, job.checkpoints, job.fingerprint, _train, loop, data, args, options)
         value, state = job.run(loop, args, run, resumed.commit if resumed else None)
-    return Result(value, state, schema, target, run)
+        parts = _Parts(value, state, schema, target)
+        if run.awaited:
+            _write_parts(run, parts)
+    return Result(run, parts)
+
+
+def load_result(run_id: str, root: str | os.PathLike[str] | None = None) -> Result:
+    """Read what ``train(..., background=True)`` has returned, from any notebook of the same user.
+
+    It lies in ``~/.local/state/daskdl/results``, where only that user can read and write: a loop may return anything,
+    so to read it is to run it. The newest 4 GiB are kept.
+
+    Parameters
+    ----------
+    run_id : str
+    root : str or path, optional
+        Where the run is kept; by default where runs are kept now.
+
+    Returns
+    -------
+    Result
+        At once; what is not there before the end of the run is waited for when it is asked for.
+
+    Raises
+    ------
+    ValueError
+        There is no such run, or it has ended and left no result.
+    PermissionError
+        Others could have written the result; it is not even read.
+
+    Examples
+    --------
+    >>> daskdl.load_result("20261121-093012-brave-finch").value  # doctest: +SKIP
+    """
+    run = attach(run_id, root)
+    return Result(run, _read_parts(run) if run.state in ENDED else None)
+
+
+def _write_parts(run: Run, parts: _Parts) -> None:
+    """Keep what a run in the background leaves, before it ends: who waits for its end finds it."""
+    try:
+        with new_private("results", run.id) as file:
+            cloudpickle.dump(parts, file)
+    except Exception as error:  # of any class: it is the user's own objects
+        raise RuntimeError(
+            f"what the loop returned could not be kept for other processes ({type(error).__name__}: {error}). "
+            f"daskdl.resume({run.id!r}) goes on from the last checkpoint and returns it in its own process."
+        ) from error
+
+
+def _read_parts(run: Run) -> _Parts:
+    """Read what a run that has ended has left; raises ``ValueError`` if there is nothing."""
+    try:
+        parts: _Parts = read_private("results", run.id)
+    except FileNotFoundError:
+        why = f": {run.error}" if run.error else ""
+        raise ValueError(
+            f"run {run.id} has {run.state}{why}, and left no result. daskdl.train(..., background=True) leaves one in "
+            f"{private_folder('results')}; the newest are kept. If there are checkpoints, daskdl.resume goes on from "
+            "the last one."
+        ) from None
+    return parts

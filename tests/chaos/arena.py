@@ -188,7 +188,7 @@ class Arena:
         rules = daskdl.Checkpoints(path=disk, every_steps=plan.settle_steps, every_seconds=1.0)
         options = {"batch_size": BATCH_SIZE, "epochs": EPOCHS, "verbose": 0, "checkpoints": rules, "name": name}
         n_workers = N_WORKERS + (plan.far is not None)
-        options["num_workers"] = n_workers if plan.setup == "virtual" else (n_workers, n_workers)
+        options["num_workers"] = {"virtual": n_workers, "alone": 1}.get(plan.setup, (n_workers, n_workers))
         options["reproducible"] = 5 if plan.setup == "virtual" else False
         result = daskdl.train(loop, self._data(plan.data), folder, plan, client=self.client, **options)
         return result.run, result.value

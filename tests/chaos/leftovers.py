@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 from distributed import Client
 
+from daskdl.execution import deposits
 from daskdl.execution.seats import holders
 
 from .outside import pids_of
@@ -37,6 +38,7 @@ def of_worker() -> dict[str, Any]:
         "gangs": len(ranks._running) + len(ranks._serving) + len(ranks._stopping),
         "words": len(words._words),
         "commits": len(commit._commits),
+        "deposits": len(deposits._deposits) + len(deposits._arriving) + len(commit._depositors),
         "places": len(progress._progress),
         "ports": len(listening) - 2,  # its own, and that of its page
         "threads of daskdl": sum(t.name.startswith("daskdl") for t in threading.enumerate()),
@@ -51,6 +53,7 @@ def of_scheduler(dask_scheduler: Any) -> dict[str, Any]:
     held = {
         "tasks": sorted(map(str, dask_scheduler.tasks))[:5],
         "watched runs": len(overseer.runs) if overseer is not None else 0,
+        "holders of deposits": len(overseer.holders) if overseer is not None else 0,
         "requests for seats": len(dask_scheduler.extensions["multi_locks"].requests),
     }
     return {name: found for name, found in held.items() if found}
@@ -75,6 +78,7 @@ class Leftovers:
             self._seats,
             lambda: self.client.run_on_scheduler(of_scheduler),
             lambda: {address: held for address, held in self.client.run(of_worker).items() if held},
+            lambda: [f"deposit of {run} in the process of the nannies" for run in deposits._deposits],
             self._threads,
             self._processes,
             lambda: self._ports() - self.ports and f"ports {self._ports() - self.ports}",

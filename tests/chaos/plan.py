@@ -44,8 +44,9 @@ class Plan:
     ----------
     kind : str
         Of its faults, for the table.
-    setup : {"virtual", "fixed", "boost"}
-        ``virtual``: ``reproducible=5``, any number of ranks. ``fixed``: always as many ranks as workers.
+    setup : {"virtual", "fixed", "alone", "boost"}
+        ``virtual``: ``reproducible=5``, any number of ranks. ``fixed``: always as many ranks as workers. ``alone``: one
+        rank.
     data : {"pandas", "dask", "source"}
     settle_steps : int
         Steps from one commit to the next.
@@ -121,6 +122,12 @@ def _recovery(rng: Random) -> dict[str, Any]:
     return _of(first, *again[: rng.choice([1, 2])])
 
 
+def _alone(rng: Random) -> dict[str, Any]:
+    first, then = sorted(rng.sample(range(STEPS), 2))
+    again = rng.choice([(), (Fault("kill", (0,), then),), (Fault("kill_at", _rank(rng), first // 2),)])
+    return _of(Fault("kill", (0,), first), *again, setup="alone", pause=rng.choice([0.003, 0.01]))
+
+
 def _disk(rng: Random) -> dict[str, Any]:
     return _of(Fault("kill", _rank(rng), _step(rng)), full_disk=True, settle_steps=1)
 
@@ -169,6 +176,7 @@ KINDS: dict[str, Callable[[Random], dict[str, Any]]] = {
     "kill at any time": lambda rng: _of(Fault("kill_after", _rank(rng), 0, rng.uniform(0.0, 1.2))),
     "kill several at once": _several,
     "kill the same rank again": _same,
+    "kill a rank that is alone": _alone,
     "kill during a commit": lambda rng: _of(Fault("commit", _rank(rng), _step(rng))),
     "kill during recovery": _recovery,
     "kill in the first step": lambda rng: _of(Fault("kill", _rank(rng), 0)),

@@ -15,7 +15,8 @@ does to it what a seed says. After every run it is checked that it ended, that `
 exactly once in every epoch, that the weights have the same bits as those of the undisturbed run (boosting: all rounds,
 and the same loss within 5 %), and that nothing is left over: processes, threads, listening ports, tasks, held workers,
 state in workers, files in `/dev/shm` and in the workers' folders. Half of the runs of networks are `reproducible=5` and
-go on with fewer workers; the others have `num_workers=(3, 3)` and wait for a worker that is started again.
+go on with fewer workers; the others have `num_workers=(3, 3)` and wait for a worker that is started again, or have one
+rank.
 
 Seconds are from a fault to the end of the first step of the next gang, on a busy machine of two cores.
 

@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 SLICE = [
     "kill several at once",
+    "kill a rank that is alone",
     "kill during a commit",
     "kill during recovery",
     "kill in the last step",
