@@ -1,8 +1,9 @@
 """What it costs to know where a step's time goes: seconds of a step with the clock of ``run.breakdown()`` on, and off.
 
-One training on two ranks, the model and data of ``ddp.py``, in blocks of steps: clock on, off (no hooks, no laps), off,
-on, and so on, so that what drifts in the machine meets both alike. A block is worth its median step, two neighbours give
-one ratio, and the value is the median of all ratios. ``--batch`` makes steps smaller: the cost is the same for each.
+One training on two ranks, the model and data of ``ddp.py``, in blocks of steps: clock on, off (no hooks, no laps),
+off, on, and so on, so that what drifts in the machine meets both alike. A block is worth its median step, two
+neighbours give one ratio, and the value is the median of all ratios. ``--batch`` makes steps smaller: the cost is the
+same for each.
 """
 
 from __future__ import annotations

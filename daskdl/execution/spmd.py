@@ -33,6 +33,7 @@ from daskdl.workers import workers_of
 
 __all__ = ["Gang", "choose_workers", "host_of_rank", "run", "span_of", "stopping"]
 
+ANSWER_SECONDS = 0.5  # to fetch what a rank returned, before it is asked whether its worker lives
 GRACE_SECONDS = 3.0  # for ranks to leave by themselves after one failed
 LOSS_SECONDS = 1.0  # for word of a lost worker, after a task was cancelled
 WATCH_SECONDS = 0.25
@@ -271,12 +272,24 @@ def _look(futures: list[Future], gang: Gang, losses: Losses, answers: dict[int, 
                 losses.wait(LOSS_SECONDS)
             raise _worker_lost(gang, losses.lost[0]) if losses.lost else _not_started(gang, rank, future)
         if future.status == "finished" and rank not in answers:
-            answers[rank] = future.result()
+            answers[rank] = _answer(future, gang, losses)
     failures = {rank: answer for rank, answer in answers.items() if isinstance(answer, Failure)}
     if failures:
         raise _first_failure(failures, futures, gang, losses)
     if losses.lost:
         raise _worker_lost(gang, losses.lost[0])
+
+
+def _answer(future: Future, gang: Gang, losses: Losses) -> Any:
+    """Fetch what a rank returned. Dask waits for ever if its worker dies meanwhile: it would compute it again there."""
+    seconds = ANSWER_SECONDS
+    while True:
+        try:
+            return future.result(timeout=seconds)
+        except TimeoutError:
+            if losses.lost:
+                raise _worker_lost(gang, losses.lost[0]) from None
+            seconds *= 2  # what is large takes long
 
 
 def _first_failure(failures: dict[int, Failure], futures: list[Future], gang: Gang, losses: Losses) -> RankFailed:
@@ -285,7 +298,7 @@ def _first_failure(failures: dict[int, Failure], futures: list[Future], gang: Ga
     deadline = time.monotonic() + GRACE_SECONDS
     while first not in failures and not losses.lost and time.monotonic() < deadline:
         if futures[first].status == "finished":
-            failures[first] = futures[first].result()
+            failures[first] = _answer(futures[first], gang, losses)
         else:
             time.sleep(0.02)
     if losses.lost:  # its neighbours saw their connections close a moment before the scheduler knew

@@ -14,6 +14,7 @@ from daskdl.data.batches import Transform
 from daskdl.data.rows import learn, read_rows
 from daskdl.data.schema import Kinds, Missing, Schema
 from daskdl.data.schema.target import Target
+from daskdl.execution.interrupts import noted_interrupts
 from daskdl.tracking.run import ENDED, Run
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.following import attach, in_background
@@ -169,6 +170,13 @@ def train(
     """
     if not callable(loop):
         raise TypeError(f"loop must be a function that takes a Context, got {type(loop).__name__}")
+    try:
+        cloudpickle.dumps(loop)
+    except Exception as error:  # of any class: it is the user's own objects
+        raise TypeError(
+            f"loop cannot be sent to the workers: {error}. What it uses from outside travels with it; make locks, "
+            "files, connections and clients inside the loop."
+        ) from error
     if not isinstance(data, tuple) or len(data) != 2:
         raise TypeError(f"data must be (X, y), got {type(data).__name__}; for example (df[features], df['label'])")
     options = {
@@ -192,6 +200,7 @@ def train(
     return _train(None, loop, data, args, options, client)
 
 
+@noted_interrupts()
 def _train(
     resumed: Resumed | None,
     loop: Callable[..., Any],

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
@@ -185,6 +186,27 @@ def test_the_gang_listens_on_the_address_of_its_workers_only(client: Client) -> 
         return [c.laddr.ip for c in psutil.Process().net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN]
 
     assert {ip for ips in spmd.run(listening, client=client) for ip in ips} == {"127.0.0.1"}
+
+
+class Deadly:
+    """Ends the process that wants to send it."""
+
+    def __reduce__(self) -> str:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ""
+
+
+def last_words() -> Any:
+    import torch.distributed as dist
+
+    return Deadly() if dist.get_rank() == 1 else None
+
+
+def test_a_worker_that_is_lost_before_its_answer_was_fetched(client: Client) -> None:
+    with pytest.raises(WorkerLost, match="rank 1 of 2"):
+        spmd.run(last_words, client=client)
+    client.wait_for_workers(2)
+    assert len(spmd.run(rank_and_sum, client=client)) == 2
 
 
 @pytest.mark.filterwarnings("ignore:.*drop:pytest.PytestUnraisableExceptionWarning")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import dask.dataframe as dd
 import numpy as np
@@ -113,6 +114,11 @@ def test_more_than_one_number_a_report_is_refused(client: Client, ragged: dd.Dat
 
 
 def test_wrong_arguments_are_refused_before_anything_runs() -> None:
+    lock = threading.Lock()
+    with pytest.raises(
+        TypeError, match="cannot be sent to the workers: cannot pickle '_thread.lock' object. What it uses"
+    ):
+        daskdl.train(lambda context: lock.acquire(), ([], []))
     with pytest.raises(TypeError, match="loop must be a function that takes a Context, got int"):
         daskdl.train(3, ([], []))
     with pytest.raises(TypeError, match=r"data must be \(X, y\), got list"):
