@@ -54,7 +54,7 @@ def _refuse_paths(X: Any) -> None:
     """Refuse a path, or a list of them, where rows are expected."""
     first = X[0] if isinstance(X, (list, tuple)) and X else X
     if isinstance(first, (str, os.PathLike)):
-        path = os.fspath(first)[:80]
+        path = os.fspath(first)[:1_000]
         raise DataError(
             f"X is the text {path!r}, not rows. If it is a path, say what lies there: daskdl.ParquetSource({path!r}), "
             "TextSource or ImageFolderSource, or read it with dask.dataframe."
