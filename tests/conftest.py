@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 from distributed import Client
 
 from daskdl.tracking.run import set_root
+
+# before torch is imported: two processes of tests share the cores, and threads that wait would spin
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(autouse=True, scope="session")
