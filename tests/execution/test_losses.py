@@ -283,6 +283,7 @@ def test_a_client_that_is_killed_leaves_nothing_running(
     if what == "train":
         [record] = three.run_on_scheduler(last_records)
         assert record["state"] == "failed" and "its client left the cluster" in record["error"]
+    three.wait_for_workers(3, timeout=60)  # ranks that did not obey were ended with their processes
     run = daskdl.train(linear, (planted[["a"]], planted.late), "", "", (), 0, num_workers=3, verbose=0).run
     assert run.state == "finished"
 
