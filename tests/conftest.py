@@ -42,8 +42,7 @@ def cluster() -> Iterator[Client]:
     """Two workers of one thread, as processes, started once."""
     from daskdl.cluster import connect
 
-    # nobody else asks for this limit: connect would give them this cluster, and they would shut it down
-    client = connect("cpu", n_workers=2, memory_limit="2000MiB", dashboard_address="127.0.0.1:0")
+    client = connect("cpu", n_workers=2, memory_limit="2GiB", dashboard_address="127.0.0.1:0")
     yield client
     client.shutdown()
 

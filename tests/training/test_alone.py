@@ -31,7 +31,8 @@ AT = 40
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Client]:
-    with daskdl.connect("cpu", n_workers=2, memory_limit="2GiB", dashboard_address="127.0.0.1:0") as client:
+    """Two workers, with another limit than those that all tests share: connect would give us these, to be shut down."""
+    with daskdl.connect("cpu", n_workers=2, memory_limit="1.5GiB", dashboard_address="127.0.0.1:0") as client:
         with client.as_current():
             yield client
         client.shutdown()
