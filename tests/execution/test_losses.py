@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import re
@@ -25,7 +26,7 @@ import daskdl
 from daskdl.errors import WorkerLost
 from daskdl.execution import ranks, spmd
 from daskdl.execution.calls import call_workers
-from daskdl.execution.overseer import TICK_SECONDS, Overseer, Patience, Silence, judge
+from daskdl.execution.overseer import TICK_SECONDS, Overseer, Patience, Silence, _listening, judge
 from daskdl.execution.seats import holders
 
 pytestmark = pytest.mark.cluster
@@ -154,19 +155,28 @@ def always(context: daskdl.Context) -> None:
             os._exit(3)
 
 
-def test_a_worker_that_is_told_to_leave_is_said_to_be_retired() -> None:
+def test_a_worker_that_is_told_to_leave_is_said_to_be_retired_and_its_rank_stops(tmp_path: Path) -> None:
     with LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as two:
         [address] = spmd.choose_workers(two, 1)
-        timer = threading.Timer(0.5, two.retire_workers, [[address]])
-        timer.start()
+        began, stopped = tmp_path / "began", tmp_path / "stopped"
+
+        def retire() -> None:
+            assert wait_until(began.exists, 60)
+            two.retire_workers([address])
+
+        thread = threading.Thread(target=retire)
+        thread.start()
         with pytest.raises(WorkerLost, match="Likely cause .* retired"):
-            spmd.run(wait_for_ever, workers=[address], client=two)
-        timer.join()
+            spmd.run(wait_for_ever, str(began), str(stopped), workers=[address], client=two)
+        thread.join()
+        assert wait_until(stopped.exists)
 
 
-def wait_for_ever() -> None:
+def wait_for_ever(began: str, stopped: str) -> None:
+    Path(began).touch()
     while not spmd.stopping():
         time.sleep(0.01)
+    Path(stopped).touch()
 
 
 # silence
@@ -201,6 +211,21 @@ def test_silence_counts_only_while_the_scheduler_listens() -> None:
     assert silence.seconds == {"a": pytest.approx(10 * TICK_SECONDS), "b": pytest.approx(2 * TICK_SECONDS)}
     silence.tick(200.1, {"b": 10.0})
     assert silence.seconds == {"b": 0.0}
+
+
+def test_an_answer_is_waited_for_only_while_the_scheduler_listens() -> None:
+    async def answer() -> str:
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+        return "here"
+
+    async def ask(seconds: float) -> str:
+        asyncio.get_running_loop().call_soon(time.sleep, 2.0)  # its process is kept from listening
+        return await _listening(answer(), seconds)
+
+    assert asyncio.run(ask(1.0)) == "here"
+    with pytest.raises(TimeoutError, match="no answer in 0.5 s"):
+        asyncio.run(_listening(asyncio.Event().wait(), 0.5))
 
 
 @pytest.mark.parametrize(
@@ -278,12 +303,13 @@ def test_a_client_that_is_killed_leaves_nothing_running(
     finally:
         process.kill()
         process.wait()
-    assert wait_until(lambda: not any(answers(three, running)) and not holders(three), 60)
-    assert not any(answers(three, held_by_process))
+    assert wait_until(lambda: not any(answers(three, running)) and not holders(three), 30)
+    three.wait_for_workers(3, timeout=60)  # ranks that did not obey were ended with their processes
+    assert not any(three.run(running).values())
+    assert not any(three.run(held_by_process).values())
     if what == "train":
         [record] = three.run_on_scheduler(last_records)
         assert record["state"] == "failed" and "its client left the cluster" in record["error"]
-    three.wait_for_workers(3, timeout=60)  # ranks that did not obey were ended with their processes
     run = daskdl.train(linear, (planted[["a"]], planted.late), "", "", (), 0, num_workers=3, verbose=0).run
     assert run.state == "finished"
 

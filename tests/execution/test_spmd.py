@@ -14,6 +14,7 @@ from distributed import Client, LocalCluster
 
 from daskdl.errors import NotEnoughWorkers, RankFailed, WorkerLost
 from daskdl.execution import ranks, spmd
+from daskdl.execution.interrupts import held_interrupts
 
 
 def rank_and_sum() -> tuple[int, int, float]:
@@ -230,3 +231,16 @@ def test_an_interrupt_that_python_drops_is_heeded(client: Client) -> None:
         gc.callbacks.remove(drop)
     assert dropped == ["start"] and signal.getsignal(signal.SIGINT) is usual
     assert len(spmd.run(rank_and_sum, client=client)) == 2
+
+
+def test_an_interrupt_is_held_back_to_the_end_of_a_block() -> None:
+    usual, reached = signal.getsignal(signal.SIGINT), []
+
+    @held_interrupts()
+    def interrupted() -> None:
+        signal.raise_signal(signal.SIGINT)
+        reached.append("the end")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert reached and signal.getsignal(signal.SIGINT) is usual

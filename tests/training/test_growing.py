@@ -59,6 +59,9 @@ def loop(context: daskdl.Context, marks: str, kills: tuple[tuple[int, int], ...]
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     context.keep(optimizer=optimizer)
     for batch in context.batches:
+        if marks and context.rank == 0:
+            with open(f"{marks}-steps", "a") as file:
+                print(context.world_size, batch.step, file=file)
         if (batch.step, context.rank) in kills and not Path(f"{marks}-{batch.step}").exists():
             Path(f"{marks}-{batch.step}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -91,6 +94,10 @@ def test_it_grows_back_at_a_step_without_going_back(three: Client, rows: Any, tm
     lost, resized = (run.events[run.events.event == event].iloc[0] for event in ("worker_lost", "resize"))
     assert resized.text.startswith("3 ranks instead of 2 from step")
     assert lost.step < resized.step < run.record.total_steps
+    done = [tuple(map(int, line.split())) for line in (tmp_path / "a-steps").read_text().splitlines()]
+    first = done.index((3, resized.step), [ranks for ranks, _ in done].index(2))  # with all three again
+    assert done[first - 1] == (2, resized.step - 1), "it went back"
+    assert [step for _, step in done[first:]] == list(range(resized.step, run.record.total_steps))
     assert exactly_once(run) and run.record.step == run.record.total_steps
 
 
