@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 from distributed import Client
 
+from daskdl.tracking import mlflow_client
 from daskdl.tracking.run import set_root
 
 # before torch is imported: two processes of tests share the cores, and threads that wait would spin
@@ -29,12 +31,23 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's file without runs: to make one takes it a second of a core, to open one 25 ms."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow_client.open_client(str(path))
+    return path
+
+
 @pytest.fixture(autouse=True)
-def runs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Path:
     """Keep the runs of a test in its own folder, and what is to be resumed in another."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    set_root(str(tmp_path / "runs"))
-    return tmp_path / "runs"
+    root = tmp_path / "runs"
+    root.mkdir()
+    shutil.copy(empty_store, root)
+    set_root(root)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from daskdl.tracking import mlflow_client
@@ -60,7 +61,12 @@ def read_run(run_id: str, root: str) -> tuple[RunRecord, str, dict[str, str]]:
 
 
 def _stored(store: Store) -> list[MlflowRun]:
-    store.flush()
+    if not store.flush():
+        warnings.warn(
+            f"Runs are still being written to {store.db}: what is missing here, or not up to date, comes in a moment.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
     if not os.path.exists(store.db):  # asking makes no file
         return []
     client, experiment_id = store.client(), store.experiment_id()

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -12,7 +13,7 @@ from daskdl.tracking.plain import from_text, to_text
 from daskdl.tracking.record import MAX_POINTS
 from daskdl.tracking.run import Run, load_run, runs
 from daskdl.tracking.store import Store, store_of
-from daskdl.tracking.writer import Writer
+from daskdl.tracking.writer import Writer, writer
 
 TWO_NOTEBOOKS = """
 import sys
@@ -173,3 +174,19 @@ def test_writer_does_each_job_once_a_round_and_flush_waits():
         writer.ask(job)
     assert writer.flush()
     assert len(calls) <= 3
+
+
+def test_runs_that_are_not_written_yet_are_said_to_be_missing(root, monkeypatch):
+    monkeypatch.setattr(Store, "flush", lambda self: writer.flush(timeout=0.1))
+    held = threading.Event()
+    writer.ask(held.wait)
+    try:
+        run = Run.start("late", "torch", {})
+        run.finish()
+        with pytest.warns(RuntimeWarning, match="still being written.*mlflow.db") as warned:
+            assert run.id not in set(runs().id)
+        assert warned[0].filename == __file__
+    finally:
+        held.set()
+    monkeypatch.undo()
+    assert run.id in set(runs().id)

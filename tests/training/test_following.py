@@ -40,7 +40,7 @@ import os, sys, time, daskdl, torch
 class Line(torch.nn.Linear):  # that only the notebook knows
     pass
 
-def loop(context, words):
+def loop(context, words, brake):
     model = context.prepare(Line(context.schema.n_numbers, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     context.keep(optimizer=optimizer)
@@ -50,13 +50,14 @@ def loop(context, words):
         loss.backward()
         optimizer.step()
         context.report(loss=loss)
-        time.sleep(0.005)
+        time.sleep(0.1 if os.path.exists(brake) else 0.005)
     return {"words": words, "steps": context.step, "model": model}
 
 if __name__ == "__main__":
     daskdl.connect("cpu", n_workers=1, dashboard_address="127.0.0.1:0", runs=sys.argv[1])
     data = daskdl.ParquetSource(sys.argv[2]), "late"
-    result = daskdl.train(loop, data, "hello", epochs=int(sys.argv[3]), batch_size=64, verbose=0, background=True)
+    options = dict(epochs=int(sys.argv[3]), batch_size=64, verbose=0, background=True)
+    result = daskdl.train(loop, data, "hello", sys.argv[4], **options)
     print(result.run.id, flush=True)
     os.kill(os.getpid(), 9)
 """
@@ -65,7 +66,13 @@ if __name__ == "__main__":
 def begun_in_a_notebook_that_dies(tmp_path: Path, frame: pd.DataFrame, epochs: int, notebook: str = NOTEBOOK) -> str:
     (tmp_path / "notebook.py").write_text(notebook)
     frame.to_parquet(tmp_path / "rows.parquet")
-    arguments = [tmp_path / "notebook.py", tmp_path / "runs", tmp_path / "rows.parquet", str(epochs)]
+    arguments = [
+        tmp_path / "notebook.py",
+        tmp_path / "runs",
+        tmp_path / "rows.parquet",
+        str(epochs),
+        tmp_path / "brake",
+    ]
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=100)
     assert done.returncode == -signal.SIGKILL, done.stderr
     return done.stdout.split()[-1]
@@ -109,14 +116,17 @@ def test_a_loop_outlives_its_notebook_and_another_one_gets_what_it_returns(
 
 
 def test_a_loop_in_the_background_is_stopped_and_resumed(tmp_path: Path, planted: pd.DataFrame) -> None:
+    brake = tmp_path / "brake"
+    brake.touch()  # 126 s are left to stop it
     run_id = begun_in_a_notebook_that_dies(tmp_path, planted[["a", "b", "late"]], 20, LOOP_NOTEBOOK)
     result = daskdl.load_result(run_id)
-    while result.run.record.step < 100:
+    while result.run.record.step < 20:
         assert result.run.state in ("waiting", "running")
         time.sleep(0.05)
     result.run.stop()
     stopped = result.value["steps"]
-    assert result.run.state == "stopped" and 100 <= stopped < 20 * 63
+    assert result.run.state == "stopped" and 20 <= stopped < 20 * 63
+    brake.unlink()
     resumed = daskdl.resume(run_id)
     assert resumed.value["steps"] == 20 * 63 and f"from step {stopped:,}" in resumed.run.events.text.str.cat()
 
