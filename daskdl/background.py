@@ -26,8 +26,8 @@ def main() -> None:
     set_root(asked["root"])
     reserve(asked["run"])
     folder = Folder(f"{asked['root']}/{asked['run']}")
-    with folder.open(SESSION_FILE, "w") as file:
-        json.dump({"address": client.scheduler.address, "dashboard": client.dashboard_link, "pid": os.getpid()}, file)
+    session = {"address": client.scheduler.address, "dashboard": client.dashboard_link, "pid": os.getpid()}
+    folder.write(SESSION_FILE, json.dumps(session).encode())
     try:
         function, args = pickle.loads(job)
         function(*args)

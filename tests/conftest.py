@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import dask
 import dask.dataframe as dd
@@ -16,7 +17,7 @@ import pytest
 from distributed import Client
 
 from daskdl.tracking import mlflow_client
-from daskdl.tracking.run import set_root
+from daskdl.tracking.run import Run, set_root
 
 # before torch is imported: two processes of tests share the cores, and threads that wait would spin
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -40,14 +41,27 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def runs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Path:
-    """Keep the runs of a test in its own folder, and what is to be resumed in another."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    root = tmp_path / "runs"
-    root.mkdir()
+def runs_root(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Path:
+    """Keep the runs of a test in a folder of their own, and what is to be resumed in another."""
+    root = tmp_path_factory.mktemp("runs")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
     shutil.copy(empty_store, root)
     set_root(root)
     return root
+
+
+@pytest.fixture
+def started_runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """The runs that have started, while ``fit`` blocks."""
+    found: list[Run] = []
+    start = Run.start.__func__  # type: ignore[attr-defined]
+
+    def remembering(cls: type[Run], *args: Any, **kwargs: Any) -> Run:
+        found.append(start(cls, *args, **kwargs))
+        return found[-1]
+
+    monkeypatch.setattr(Run, "start", classmethod(remembering))
+    return found
 
 
 @pytest.fixture(scope="session")

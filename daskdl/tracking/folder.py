@@ -81,6 +81,15 @@ class Folder:
         encoding = {} if "b" in mode else {"encoding": "utf-8"}
         return fs.open(full, mode, **encoding)
 
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file of the folder whole: who reads it meanwhile gets what was there before."""
+        remote = is_remote(self.url)  # where a file appears when it is closed
+        part = path if remote else f"{path}.part"
+        with self.open(part, "wb") as file:
+            file.write(data)
+        if not remote:
+            os.replace(f"{self.url}/{part}", f"{self.url}/{path}")
+
     def remove(self, path: str) -> None:
         """Remove a file of the folder."""
         fs, root = fsspec.core.url_to_fs(self.url)

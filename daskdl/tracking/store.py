@@ -112,13 +112,12 @@ class Store:
 
     def _write_run(self, run_id: str, pending: Pending) -> None:
         """Write one run; a second attempt goes on where the first one failed."""
+        folder = Folder(f"{self.root}/{run_id}")
         if pending.events is not None:
-            with Folder(f"{self.root}/{run_id}").open("events.jsonl", "w") as file:
-                file.writelines(json.dumps(event) + "\n" for event in pending.events)
+            folder.write("events.jsonl", "".join(json.dumps(event) + "\n" for event in pending.events).encode())
             pending.events = None
         for name, data in (pending.files or {}).items():
-            with Folder(f"{self.root}/{run_id}").open(name, "wb") as file:
-                file.write(data)
+            folder.write(name, data)
         client = self.client()
         if pending.created is not None:
             if run_id not in self._mlflow_ids:

@@ -17,6 +17,7 @@ from daskdl.data.virtual import VirtualOrder
 from daskdl.errors import LossDiverged
 from daskdl.execution import spmd
 from daskdl.execution.progress import begin_progress, end_progress
+from daskdl.execution.ranks import told_to_stop
 from daskdl.execution.rendezvous import control_group
 from daskdl.execution.words import REGROUP, STOP
 from daskdl.training.agreement import Agreement
@@ -303,7 +304,10 @@ class Context:
             for buffer in model.buffers():  # those of rank 0 count; others would get them at their next step
                 dist.broadcast(buffer, src=0)
         if model is None or all(bool(p.isfinite().all()) for p in model.parameters()):
-            self._commit = Commit(self.step, self.state(), dict(self.report_to.uses))
+            state = self.state()
+            if told_to_stop():  # on a GPU what was sent in the copied buffers may have been cut off
+                raise RuntimeError(f"stopped at step {self.step}: another rank of the gang failed or was lost")
+            self._commit = Commit(self.step, state, dict(self.report_to.uses))
             put_commit(self.run, self._commit)
             if self._writer is not None:
                 self._writer.offer(self._commit, self.report_to.latest)

@@ -134,7 +134,7 @@ def resume(run_id: str, root: str | os.PathLike[str] | None = None) -> Any:
     ----------
     run_id : str
     root : str or path, optional
-        Where the run is kept; by default where runs are kept now.
+        Where the run is kept; by default where runs are kept now, as the new one always is.
 
     Returns
     -------

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from typing import Any
 
 import dask.dataframe as dd
 import pytest
 from distributed import Client
+from watching import when_at
 
 import daskdl
 
@@ -21,10 +21,15 @@ LONG: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize("kind, long, short", LONG)
 def test_ctrl_c_frees_the_workers(
-    client: Client, ragged: dd.DataFrame, kind: str, long: dict[str, Any], short: dict[str, Any]
+    client: Client,
+    ragged: dd.DataFrame,
+    started_runs: list[daskdl.Run],
+    kind: str,
+    long: dict[str, Any],
+    short: dict[str, Any],
 ) -> None:
     estimator = getattr(daskdl, kind)
-    threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    when_at(started_runs, 10, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         estimator(verbose=0, **long).fit(ragged[["a", "b"]], ragged["late"])
     assert not any(client.processing().values())

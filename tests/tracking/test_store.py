@@ -8,7 +8,7 @@ import time
 import pytest
 
 from daskdl.tracking import mlflow_client
-from daskdl.tracking.folder import set_root
+from daskdl.tracking.folder import Folder, set_root
 from daskdl.tracking.plain import from_text, to_text
 from daskdl.tracking.record import MAX_POINTS
 from daskdl.tracking.run import Run, load_run, runs
@@ -190,3 +190,23 @@ def test_runs_that_are_not_written_yet_are_said_to_be_missing(root, monkeypatch)
         held.set()
     monkeypatch.undo()
     assert run.id in set(runs().id)
+
+
+def test_who_reads_a_file_while_it_is_written_gets_a_whole_one(tmp_path):
+    folder, texts = Folder(str(tmp_path)), [letter * 1_000_000 for letter in "ab"]
+    folder.write("text", texts[0].encode())
+    seen, written = [], threading.Event()
+
+    def read():
+        while not written.is_set():
+            with folder.open("text", "r") as file:
+                seen.append(file.read())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for n in range(100):
+        folder.write("text", texts[n % 2].encode())
+    written.set()
+    reader.join()
+    assert set(seen) <= set(texts) and seen
+    assert folder.names() == ["text"]

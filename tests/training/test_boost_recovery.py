@@ -18,6 +18,7 @@ import torch
 import xgboost
 from distributed import Client
 from sklearn.metrics import roc_auc_score
+from watching import when_at
 
 import daskdl
 from daskdl.tracking.run import Run
@@ -35,53 +36,26 @@ def whole(three: Client) -> Client:
 
 
 @contextmanager
-def slow_rounds(client: Client) -> Iterator[None]:
-    """Let a round take a tenth of a second, so that a word arrives before the last one."""
+def slow_rounds(client: Client, seconds: float) -> Iterator[None]:
+    """Let a round take some time, so that what happens at one of them happens before the last."""
 
     def slow() -> None:
         quick = xgboost.Booster.update
 
         def update(*args: Any, **kwargs: Any) -> None:
-            time.sleep(0.1)
+            time.sleep(seconds)
             quick(*args, **kwargs)
 
         update.quick = quick  # type: ignore[attr-defined]
         xgboost.Booster.update = update
 
     def quick() -> None:
-        xgboost.Booster.update = xgboost.Booster.update.quick
+        xgboost.Booster.update = getattr(xgboost.Booster.update, "quick", xgboost.Booster.update)
 
     client.run(slow)
     yield
+    client.wait_for_workers(3)
     client.run(quick)
-
-
-@pytest.fixture
-def started_runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
-    """The runs that have started, while ``fit`` blocks."""
-    found: list[Run] = []
-    start = Run.start.__func__  # type: ignore[attr-defined]
-
-    def remembering(cls: type[Run], *args: Any, **kwargs: Any) -> Run:
-        found.append(start(cls, *args, **kwargs))
-        return found[-1]
-
-    monkeypatch.setattr(Run, "start", classmethod(remembering))
-    return found
-
-
-def when_at(runs: list[Run], step: int, act: Any, number: int = 0) -> threading.Thread:
-    """Act once a run has come to a step, in a thread of the client."""
-
-    def wait_and_act() -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and (len(runs) <= number or runs[number].record.step < step):
-            time.sleep(0.005)
-        act()
-
-    thread = threading.Thread(target=wait_and_act, daemon=True)
-    thread.start()
-    return thread
 
 
 def kill(client: Client, *ranks: int) -> Any:
@@ -120,7 +94,8 @@ def test_boosting_goes_on_with_those_that_are_left(
     train, held_out = split(planted)
     options: dict[str, Any] = {"n_estimators": ROUNDS, "learning_rate": 0.1, "num_workers": 3, "verbose": 0}
     killer = when_at(started_runs, 20, kill(whole, *killed))
-    clf = daskdl.XGBClassifier(**options).fit(*data_of(kind, train))
+    with slow_rounds(whole, 0.02):
+        clf = daskdl.XGBClassifier(**options).fit(*data_of(kind, train))
     killer.join()
     assert clf.model_.num_boosted_rounds() == ROUNDS
     assert clf.run_.metrics.index.tolist() == list(range(1, ROUNDS + 1))
@@ -173,7 +148,8 @@ def test_early_stopping_counts_over_a_loss(whole: Client, planted: pd.DataFrame,
     }
     validation = held_out[FEATURES], held_out.late
     killer = when_at(started_runs, 50, kill(whole, 0))
-    clf = daskdl.XGBClassifier(**options).fit(train[FEATURES], noisy, validation_data=validation)
+    with slow_rounds(whole, 0.02):
+        clf = daskdl.XGBClassifier(**options).fit(train[FEATURES], noisy, validation_data=validation)
     killer.join()
     assert "worker_lost" in clf.run_.events.event.tolist()
     losses = clf.run_.metrics.val_loss
@@ -206,7 +182,7 @@ def test_a_run_is_stopped_and_resumed(
     rounds = 200
     options: dict[str, Any] = {"n_estimators": rounds, "num_workers": n_workers, "verbose": 0, "max_depth": 4}
     stopper = when_at(started_runs, 10, lambda: started_runs[0].stop())
-    with slow_rounds(whole):
+    with slow_rounds(whole, 0.1):
         first = daskdl.XGBClassifier(**options).fit(*data_of(kind, planted))
     stopper.join()
     done = first.model_.num_boosted_rounds()

@@ -19,6 +19,7 @@ from distributed import Client
 
 import daskdl
 from daskdl.errors import NotEnoughWorkers
+from daskdl.tracking.folder import resolve_root
 from daskdl.training.private import private_folder
 
 pytestmark = pytest.mark.cluster
@@ -68,7 +69,7 @@ def begun_in_a_notebook_that_dies(tmp_path: Path, frame: pd.DataFrame, epochs: i
     frame.to_parquet(tmp_path / "rows.parquet")
     arguments = [
         tmp_path / "notebook.py",
-        tmp_path / "runs",
+        resolve_root(),
         tmp_path / "rows.parquet",
         str(epochs),
         tmp_path / "brake",
@@ -80,7 +81,7 @@ def begun_in_a_notebook_that_dies(tmp_path: Path, frame: pd.DataFrame, epochs: i
 
 def test_a_run_outlives_its_notebook_and_is_stopped_from_another(tmp_path: Path, planted: pd.DataFrame) -> None:
     frame = planted[["a", "b", "late"]]
-    run = daskdl.attach(begun_in_a_notebook_that_dies(tmp_path, frame, 100_000), root=tmp_path / "runs")
+    run = daskdl.attach(begun_in_a_notebook_that_dies(tmp_path, frame, 100_000))
     while run.record.step < 100:
         assert run.state in ("waiting", "running")
         time.sleep(0.05)
@@ -92,7 +93,7 @@ def test_a_run_outlives_its_notebook_and_is_stopped_from_another(tmp_path: Path,
     while (folder / "session.json").exists():
         assert time.monotonic() < deadline, sorted(folder.iterdir())
         time.sleep(0.1)
-    assert daskdl.attach(run.id, root=tmp_path / "runs").state == "stopped"
+    assert daskdl.attach(run.id).state == "stopped"
 
 
 def test_a_loop_outlives_its_notebook_and_another_one_gets_what_it_returns(
@@ -131,10 +132,10 @@ def test_a_loop_in_the_background_is_stopped_and_resumed(tmp_path: Path, planted
     assert resumed.value["steps"] == 20 * 63 and f"from step {stopped:,}" in resumed.run.events.text.str.cat()
 
 
-def test_who_waits_for_a_process_that_is_killed_is_told(tmp_path: Path, planted: pd.DataFrame) -> None:
+def test_who_waits_for_a_process_that_is_killed_is_told(tmp_path: Path, planted: pd.DataFrame, runs_root: Path) -> None:
     run_id = begun_in_a_notebook_that_dies(tmp_path, planted[["a", "b", "late"]], 100_000, LOOP_NOTEBOOK)
     result = daskdl.load_result(run_id)
-    pid = json.loads((tmp_path / "runs" / run_id / "session.json").read_text())["pid"]
+    pid = json.loads((runs_root / run_id / "session.json").read_text())["pid"]
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(ValueError, match="has failed: its process and its scheduler are gone.*left no result"):
         _ = result.value

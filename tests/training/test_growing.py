@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from distributed import Client
+from watching import when_at
 
 import daskdl
 from daskdl.errors import DataError, NotEnoughWorkers
@@ -198,12 +199,14 @@ def test_stop_from_elsewhere(three: Client, rows: Any) -> None:
         classifier.run_.stop()
 
 
-def test_resume_after_cluster_and_session_were_killed(rows: Any, tmp_path: Path) -> None:
+def test_resume_after_cluster_and_session_were_killed(
+    three: Client, rows: Any, tmp_path: Path, runs_root: Path, started_runs: list[daskdl.Run]
+) -> None:
     rows[0].assign(y=rows[1]).to_parquet(tmp_path / "rows.parquet")
     code = f"""
 import daskdl, dask.dataframe as dd
 if __name__ == "__main__":
-    client = daskdl.connect("cpu", n_workers=2, dashboard_address="127.0.0.1:0", runs={str(tmp_path / "runs")!r})
+    client = daskdl.connect("cpu", n_workers=2, dashboard_address="127.0.0.1:0", runs={str(runs_root)!r})
     frame = dd.read_parquet({str(tmp_path / "rows.parquet")!r})
     rules = daskdl.Checkpoints(every_steps=50)
     daskdl.TorchClassifier(epochs=1000, batch_size=64, checkpoints=rules, num_workers=2).fit(frame, "y")
@@ -214,28 +217,27 @@ if __name__ == "__main__":
     )
     try:
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("runs/*/checkpoints/*.json")):
+        while not list(runs_root.glob("*/checkpoints/*.json")):
             assert time.monotonic() < deadline and session.poll() is None
             time.sleep(0.05)
     finally:
         os.killpg(session.pid, signal.SIGKILL)
         session.wait()
-    (folder,) = tmp_path.glob("runs/2*")
-    call = tmp_path / "state" / "daskdl" / "calls" / folder.name
+    (folder,) = runs_root.glob("2*")
+    call = Path(os.environ["XDG_STATE_HOME"]) / "daskdl" / "calls" / folder.name
     assert call.stat().st_mode & 0o077 == 0
     call.chmod(0o622)
     with pytest.raises(PermissionError, match="can be written by others than you"):
-        daskdl.resume(folder.name, root=tmp_path / "runs")
+        daskdl.resume(folder.name)
     call.chmod(0o600)
     with daskdl.connect("cpu", n_workers=1, dashboard_address="127.0.0.1:0") as client, client.as_current():
         ((step, steps),) = [(commit.step, 1000 * 94) for commit in [CheckpointFolder(f"{folder}/checkpoints").newest()]]
         assert 0 < step < steps
-        stopper = threading.Timer(4.0, os.kill, (os.getpid(), signal.SIGINT))
-        stopper.start()
+        when_at(started_runs, step + 10, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
-            daskdl.resume(folder.name, root=tmp_path / "runs")
-    (again,) = [each for each in tmp_path.glob("runs/2*") if each != folder]
-    run = daskdl.load_run(again.name, root=tmp_path / "runs")
+            daskdl.resume(folder.name)
+    (again,) = [each for each in runs_root.glob("2*") if each != folder]
+    run = daskdl.load_run(again.name)
     assert f"goes on with run {folder.name} from step {step:,}" in run.events.text.tolist()
     audit = run.audit()
     assert audit.as_planned.all() and audit["min"].iloc[:-1].eq(1).all() and audit["max"].eq(1).all()
@@ -244,4 +246,4 @@ if __name__ == "__main__":
     frame.loc[5, "a"] += 1
     frame.to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(DataError, match="the data is not what run .* was trained on"):
-        daskdl.resume(folder.name, root=tmp_path / "runs")
+        daskdl.resume(folder.name)

@@ -15,6 +15,7 @@ from torch import nn
 
 import daskdl
 from daskdl.errors import RankFailed
+from daskdl.execution import ranks
 
 FEATURES = ["a", "b", "flag", "city"]
 
@@ -92,6 +93,30 @@ def test_a_stop_at_a_step_ends_all_ranks_there(client: Client, ragged: dd.DataFr
     result = daskdl.train(loop, (ragged[FEATURES], ragged["late"]), batch_size=64, epochs=9, verbose=0)
     assert result.value == 5
     assert len(result.run.metrics) == 5
+
+
+class ToldWhileCopied:
+    """Its gang is told to stop while its state is copied, after the step that the commit is of."""
+
+    def state_dict(self) -> dict:
+        (gang,) = ranks._running
+        ranks._stopping.add(gang)
+        return {}
+
+
+def test_a_commit_during_which_the_gang_is_told_to_stop_is_not_kept(client: Client, ragged: dd.DataFrame) -> None:
+    def loop(context: daskdl.Context) -> None:
+        context.prepare(nn.Linear(1, 1))
+        try:
+            for batch in context.batches:
+                if batch.step == 7:  # a commit follows
+                    before = context._commit
+                    context.keep(told=ToldWhileCopied())
+        except RuntimeError:
+            raise ValueError(f"{before.step} steps were kept, and now {context._commit.step}") from None
+
+    with pytest.raises(RankFailed, match="4 steps were kept, and now 4"):
+        daskdl.train(loop, (ragged[FEATURES], ragged["late"]), batch_size=128, verbose=0)
 
 
 def test_validation_loss_logged_by_the_loop(client: Client, ragged: dd.DataFrame) -> None:
