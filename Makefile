@@ -18,7 +18,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 CHAOS_RUNS ?= 300
 # Tests wait more than they compute: for processes to start, to die, to be missed. Files are shared out, not tests.
 TEST_PROCESSES ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 CODE := daskdl tests benchmarks docs notebooks
 SITE := docs/_build
 SPHINX := $(BIN)/python -m sphinx -q -W --keep-going -d $(SITE)/doctrees

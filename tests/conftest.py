@@ -23,6 +23,14 @@ from daskdl.tracking.run import Run, set_root
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+LONG = ("test_browser", "test_following", "test_demo", "test_growing", "test_many_ranks", "test_lab", "test_docs")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, or one process of tests would wait for the other at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the folders of workers apart from those of tests that run beside these."""

@@ -16,7 +16,7 @@ from distributed.protocol.pickle import dumps
 from distributed.utils import offload
 
 from daskdl.execution.deposits import GIVE, HELD, HOLD, accept_deposits
-from daskdl.execution.overseer import holder_for
+from daskdl.execution.holders import holder_for
 
 ANSWER_SECONDS = 5.0  # for another process to answer; a piece of a deposit is small
 CONNECT_SECONDS = 2.0  # to connect to it

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 from weakref import WeakSet
@@ -22,7 +21,7 @@ from distributed.scheduler import heartbeat_interval
 from tornado.ioloop import PeriodicCallback
 
 from daskdl.errors import WorkerLost
-from daskdl.execution.deposits import Place, choose, deposited, drop_deposit, end_deposits
+from daskdl.execution.holders import OVERSEER, Holders
 from daskdl.execution.obituary import BLOCKED, STOPPED, UNREACHABLE, Death, told
 from daskdl.execution.ranks import end_gangs, gangs_of, stop_gangs
 from daskdl.execution.seats import SEPARATOR, seats_of_client
@@ -42,7 +41,6 @@ ASK_SECONDS = 1.0  # for the machine of a silent worker to answer
 ANSWER_SECONDS = 10.0  # for a process to answer that is thought to be well, on a machine that may be very busy
 MUTE = "mute"  # its machine answers, its nanny does not
 IDLE_SECONDS = 0.05  # of computing, between two looks: threads that wait for Python's lock wake up all the time
-END_TRIES = 10  # to have a deposit forgotten by one that is not there; one that is there is asked on and on
 RETURN_SECONDS = 2.0  # for a client to reconnect
 OBEY_SECONDS = 3.0  # for ranks without a client to commit and stop
 WAKE_SECONDS = 10.0  # for those that did not to stop when they are woken, before their process is ended
@@ -121,18 +119,17 @@ class Overseer(SchedulerPlugin):
         By address, oldest first, at most ``MAX_DEATHS``.
     runs : dict of str to dict
         By client: id of each of its runs, and what its workers are to do when it is over without a client.
-    holders : dict of str to set of str
-        By run: addresses of the workers and nannies that were chosen to hold a deposit for it.
+    holders : Holders
     """
 
-    name = "daskdl-overseer"
+    name = OVERSEER
     idempotent = True
 
     def __init__(self, patience: Patience | None = None) -> None:
         self.patience = patience or Patience()
         self.deaths: dict[str, Death] = {}
         self.runs: dict[str, dict[str, bytes]] = {}
-        self.holders: dict[str, set[str]] = {}
+        self.holders = Holders(self)
         self._known: dict[str, Death] = {}  # what there is to tell of the living
         self._memory: dict[str, deque[tuple[float, int]]] = {}
         self._alive: set[str] = set()  # those of which no sign of death has come; an address may live again
@@ -146,18 +143,13 @@ class Overseer(SchedulerPlugin):
             self.add_worker(scheduler, worker)
         self._clock = PeriodicCallback(self._tick, 1000 * TICK_SECONDS)
         self._clock.start()
-        self._spawn(self._call_witnesses())
+        self.spawn(self._call_witnesses())
 
     async def close(self) -> None:
         """Stop watching."""
         self._clock.stop()
         for task in self._tasks:
             task.cancel()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _call_witnesses(self) -> None:
         with suppress(Exception):  # a nanny without daskdl: its workers' ends remain unexplained
@@ -214,7 +206,7 @@ class Overseer(SchedulerPlugin):
         for worker, seconds in self.silence.seconds.items():
             if seconds > suspect and worker not in self._asking:
                 self._asking.add(worker)
-                self._spawn(self._inquire(held[worker]))
+                self.spawn(self._inquire(held[worker]))
 
     async def _inquire(self, ws: WorkerState) -> None:
         """Find out what is the matter with a silent worker, and give it up if it is lost."""
@@ -242,7 +234,7 @@ class Overseer(SchedulerPlugin):
         if ws.nanny is None:
             return psutil.STATUS_SLEEPING, 0.0
         try:
-            answer: tuple[str, float] | None = await self._ask(ws.nanny, look_at_worker, seconds=ANSWER_SECONDS)
+            answer: tuple[str, float] | None = await self.ask(ws.nanny, look_at_worker, seconds=ANSWER_SECONDS)
             return answer
         except OSError:
             return MUTE
@@ -255,23 +247,18 @@ class Overseer(SchedulerPlugin):
         await self.scheduler.remove_worker(ws.address, stimulus_id=stimulus, close=not through_nanny)
         if ws.nanny is not None and through_nanny:
             with suppress(OSError):
-                await self._ask(ws.nanny, kill_worker, ws.pid)
-
-    async def _ask(self, address: str, function: Callable[..., Any], *args: Any, seconds: float = ASK_SECONDS) -> Any:
-        """Call a function in a worker or a nanny."""
-
-        async def ask() -> Any:
-            async with rpc(address, connection_args=self.scheduler.connection_args) as server:
-                return (await server.run(function=dumps(function), args=dumps(args))).get("result")
-
-        return await _listening(ask(), seconds)
+                await self.ask(ws.nanny, kill_worker, ws.pid)
 
     # -- whose client has gone --------------------------------------------------------------------------------
+
+    def goes_on(self, run: str) -> bool:
+        """Whether a run has a client."""
+        return any(run in runs for runs in self.runs.values())
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """Stop what a client has left behind, unless it comes back."""
         if client in self.runs or self._held_by(client):
-            self._spawn(self._clear_up(client))
+            self.spawn(self._clear_up(client))
 
     def _held_by(self, client: str) -> list[str]:
         """Workers that a client holds."""
@@ -285,74 +272,54 @@ class Overseer(SchedulerPlugin):
             return
         workers, runs = self._held_by(client), self.runs.pop(client, {})
         for run in runs:
-            await self._ask_all(workers, put_word, run, STOP)
+            await self._ask_those_left(workers, put_word, run, STOP)
         if runs:
             await self._until_idle(workers, client, OBEY_SECONDS)
-        await self._ask_all(workers, stop_gangs, client)
+        await self._ask_those_left(workers, stop_gangs, client)
         await self._until_idle(workers, client, WAKE_SECONDS)
-        await self._ask_all(workers, end_gangs, client)
+        await self._ask_those_left(workers, end_gangs, client)
         for run, farewell in runs.items():
-            await self._ask_all(workers, _call, farewell)
+            await self._ask_those_left(workers, _call, farewell)
             why = "its client left the cluster. What it did until then is in its checkpoints: daskdl.resume goes on"
             told = {"run": run, "kind": "end", "time": time.time(), "state": "failed", "error": why}
             self.scheduler.log_event(TOPIC, told)
-            self.end_deposits(run)
+            self.holders.end(run)
         seats_of_client(self.scheduler, client)
 
     async def _until_idle(self, workers: list[str], client: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while any(await self._ask_all(workers, gangs_of, client)) and time.monotonic() < deadline:
+        while any(await self._ask_those_left(workers, gangs_of, client)) and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
 
-    async def _ask_all(self, workers: list[str], function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Call a function in workers; the answers of those that gave one."""
+    async def _ask_those_left(self, workers: list[str], function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call a function in workers that are still there; the answers of those that gave one."""
         here = [worker for worker in workers if worker in self.scheduler.workers]
-        asked = (self._ask(worker, function, *args, seconds=ANSWER_SECONDS) for worker in here)
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        answers = await self.ask_all(here, function, *args, seconds=ANSWER_SECONDS)
         return [answer for answer in answers if not isinstance(answer, BaseException)]
 
-    # -- who holds what for whom ------------------------------------------------------------------------------
+    # -- talking to workers and nannies -----------------------------------------------------------------------
 
-    def holder_for(self, run: str, worker: str, n_bytes: int, room: int, shunned: Sequence[str]) -> str | None:
-        """Choose who is to hold the deposit of a run that goes on, for a worker; see ``deposits.choose``."""
-        ws = self.scheduler.workers.get(worker)
-        if ws is None or not any(run in runs for runs in self.runs.values()):
-            return None
-        others = [other for other in self.scheduler.running if other is not ws and other.address not in shunned]
-        places = [Place(o.address, o.host, int(o.metrics.get("memory", 0)), o.memory_limit or 0) for o in others]
-        nanny = ws.nanny if ws.nanny not in shunned else None
-        holder = choose(places, nanny, ws.host, n_bytes, room)
-        if holder is not None:
-            self.holders.setdefault(run, set()).add(holder)
-        return holder
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do some work as long as this plugin watches."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def deposits_of(self, run: str) -> dict[str, tuple[int, int]]:
-        """Ask who was chosen for a run what they hold: step and number of pieces, by address."""
-        return await self._ask_holders(sorted(self.holders.get(run, ())), deposited, run)
+    async def ask(self, address: str, function: Callable[..., Any], *args: Any, seconds: float = ASK_SECONDS) -> Any:
+        """Call a function in a worker or a nanny."""
 
-    async def drop_deposits(self, run: str) -> None:
-        """Have what is held for a run forgotten, as it is not needed now."""
-        await self._ask_holders(sorted(self.holders.get(run, ())), drop_deposit, run)
+        async def ask() -> Any:
+            async with rpc(address, connection_args=self.scheduler.connection_args) as server:
+                return (await server.run(function=dumps(function), args=dumps(args))).get("result")
 
-    def end_deposits(self, run: str) -> None:
-        """Have what is held for a run that is over forgotten, also by those that do not answer now."""
-        if holders := self.holders.pop(run, None):
-            self._spawn(self._end_deposits(run, holders))
+        return await _listening(ask(), seconds)
 
-    async def _end_deposits(self, run: str, holders: set[str]) -> None:
-        for n in count():
-            holders -= (await self._ask_holders(sorted(holders), end_deposits, run)).keys()
-            if n >= END_TRIES:  # until then, the worker of a nanny may just be starting again
-                holders &= {*self.scheduler.workers, *(ws.nanny for ws in self.scheduler.workers.values())}
-            if not holders:
-                return
-            await asyncio.sleep(ASK_SECONDS)
-
-    async def _ask_holders(self, holders: list[str], function: Callable[..., Any], run: str) -> dict[str, Any]:
-        """Call a function in workers and nannies; the answers of those that gave one."""
-        asked = (self._ask(holder, function, run) for holder in holders)
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        return {h: answer for h, answer in zip(holders, answers, strict=True) if not isinstance(answer, BaseException)}
+    async def ask_all(
+        self, addresses: Iterable[str], function: Callable[..., Any], *args: Any, seconds: float = ASK_SECONDS
+    ) -> list[Any]:
+        """Call a function in workers or nannies at once; what they answer, or the error of those that do not."""
+        asked = (self.ask(address, function, *args, seconds=seconds) for address in addresses)
+        return await asyncio.gather(*asked, return_exceptions=True)
 
 
 async def _listening(work: Coroutine[Any, Any, Any], seconds: float) -> Any:
@@ -418,35 +385,7 @@ def _end(client: str, run: str, dask_scheduler: Scheduler) -> None:
         overseer.runs[client].pop(run, None)
         if not overseer.runs[client]:
             del overseer.runs[client]
-        overseer.end_deposits(run)
-
-
-def holder_for(run: str, worker: str, n_bytes: int, room: int, shunned: list[str], dask_scheduler: Any) -> str | None:
-    """Choose who is to hold the deposit of a run; runs on the scheduler."""
-    overseer = _overseer_of(dask_scheduler)
-    return overseer.holder_for(run, worker, n_bytes, room, shunned) if overseer is not None else None
-
-
-def deposits_of(client: Client, run: str) -> dict[str, tuple[int, int]]:
-    """Say who holds something for a run: step and number of pieces, by address."""
-    found: dict[str, tuple[int, int]] = client.run_on_scheduler(_deposits_of, run)
-    return found
-
-
-async def _deposits_of(run: str, dask_scheduler: Any) -> dict[str, tuple[int, int]]:
-    overseer = _overseer_of(dask_scheduler)
-    return await overseer.deposits_of(run) if overseer is not None else {}
-
-
-def drop_deposits(client: Client, run: str) -> None:
-    """Have what is held for a run forgotten, as it is not needed now."""
-    client.run_on_scheduler(_drop_deposits, run)
-
-
-async def _drop_deposits(run: str, dask_scheduler: Any) -> None:
-    overseer = _overseer_of(dask_scheduler)
-    if overseer is not None:
-        await overseer.drop_deposits(run)
+        overseer.holders.end(run)
 
 
 def _overseer_of(scheduler: Scheduler) -> Overseer | None:

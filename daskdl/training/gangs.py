@@ -19,8 +19,9 @@ from daskdl.errors import DaskdlError, NotEnoughWorkers, RankFailed, WorkerLost
 from daskdl.execution import spmd
 from daskdl.execution.calls import call_workers
 from daskdl.execution.depositor import Deposited
+from daskdl.execution.holders import deposits_of, drop_deposits
 from daskdl.execution.obituary import report
-from daskdl.execution.overseer import deaths_of, deposits_of, drop_deposits, explained, watched
+from daskdl.execution.overseer import deaths_of, explained, watched
 from daskdl.execution.ranks import steps_begun
 from daskdl.execution.seats import Seats
 from daskdl.execution.words import REGROUP, STOP, put_word, take_word

@@ -53,7 +53,7 @@ def of_scheduler(dask_scheduler: Any) -> dict[str, Any]:
     held = {
         "tasks": sorted(map(str, dask_scheduler.tasks))[:5],
         "watched runs": len(overseer.runs) if overseer is not None else 0,
-        "holders of deposits": len(overseer.holders) if overseer is not None else 0,
+        "holders of deposits": len(overseer.holders.chosen) if overseer is not None else 0,
         "requests for seats": len(dask_scheduler.extensions["multi_locks"].requests),
     }
     return {name: found for name, found in held.items() if found}

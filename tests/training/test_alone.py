@@ -21,7 +21,7 @@ from processes import wait_until
 
 import daskdl
 from daskdl.execution import deposits
-from daskdl.execution.overseer import deposits_of
+from daskdl.execution.holders import deposits_of
 from daskdl.training.commit import Commit, _pack, _unpack
 
 pytestmark = pytest.mark.cluster
@@ -82,7 +82,7 @@ def loop(context: daskdl.Context, marks: str = "") -> bytes:
 
 def of_scheduler(dask_scheduler: Any) -> dict[str, set[str]]:
     overseer = dask_scheduler.plugins.get("daskdl-overseer")
-    return dict(overseer.holders) if overseer is not None else {}
+    return dict(overseer.holders.chosen) if overseer is not None else {}
 
 
 def held(client: Client, but: str = "", least: int = 1) -> tuple[str, int] | None:
