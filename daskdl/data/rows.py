@@ -9,20 +9,13 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from distributed import Client, as_completed, futures_of
 
 from daskdl.data.encoders import Encoder, encode_piece
 from daskdl.data.frame import LABEL, NO_TARGET, Frame, is_lazy, joined, source_label
-from daskdl.data.looking import (
-    PIECES_PER_WORKER,
-    Asked,
-    Look,
-    look_at,
-    look_at_source,
-    merge_looks,
-    refused,
-)
+from daskdl.data.looking import Asked, Look, look_at, look_at_source, merge_looks, refused
 from daskdl.data.schema import ColumnStats, Kinds, Missing, Schema
 from daskdl.data.schema.target import Target
 from daskdl.data.sources.base import Source
@@ -31,7 +24,8 @@ from daskdl.data.staging.stage import stage
 from daskdl.errors import DataError
 from daskdl.workers import again_if_lost, workers_of
 
-MIN_PIECE_ROWS = 1_000  # a frame in memory is not cut finer than this
+# Of a frame in memory. The order of the rows follows from how it is cut, so that does not follow from the cluster.
+MIN_PIECE_ROWS, MOST_PIECES = 1_000, 64
 HELD_SHARE = 0.5  # of the memory of the workers that the partitions of a frame may take
 ENOUGH_PIECES = 3  # to tell from their size how large all will be
 
@@ -161,7 +155,8 @@ def read_rows(
     frame = joined(X, y, kinds or {})
     _check_weight(list(frame.columns), asked)
     if client is None and not is_lazy(frame):
-        return _rows([frame], refused([look_at(frame, asked)]), asked, None)
+        pieces = _cut(frame)
+        return _rows(pieces, refused([look_at(piece, asked) for piece in pieces]), asked, None)
     pieces, looks = again_if_lost(lambda: _pieces_and_looks(frame, asked, client))
     if looks is None:
         return _rows_of_staged(frame, asked, client)
@@ -235,19 +230,20 @@ def _looks(pieces: list[Any], asked: Asked, client: Client | None) -> list[Look]
 
 
 def _pieces(frame: Frame, client: Client | None) -> list[Any]:
+    if client is None:  # and the frame is lazy
+        raise ValueError(
+            "X is a Dask DataFrame and there is no Dask client to compute it with. Start one first: "
+            "client = daskdl.connect()."
+        )
     if is_lazy(frame):
-        if client is None:
-            raise ValueError(
-                "X is a Dask DataFrame and there is no Dask client to compute it with. Start one first: "
-                "client = daskdl.connect()."
-            )
         return sorted(futures_of(client.persist(frame)), key=lambda future: future.key[-1])  # keys are (name, i)
-    if client is None:
-        return [frame]
-    n_workers = len(workers_of(client))
-    n = max(1, min(PIECES_PER_WORKER * n_workers, len(frame) // MIN_PIECE_ROWS))
-    cuts = [len(frame) * i // n for i in range(n + 1)]
-    return list(client.scatter([frame.iloc[a:b] for a, b in pairwise(cuts)], hash=False))
+    return list(client.scatter(_cut(frame), hash=False))
+
+
+def _cut(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Cut a frame in memory into pieces of about equal rows."""
+    n = max(1, min(MOST_PIECES, len(frame) // MIN_PIECE_ROWS))
+    return [frame.iloc[a:b] for a, b in pairwise(len(frame) * i // n for i in range(n + 1))]
 
 
 def learn(

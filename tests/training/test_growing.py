@@ -183,6 +183,22 @@ def test_an_interrupt_keeps_the_weights_and_resume_ends_with_those_of_an_undistu
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model_.state_dict().items())
 
 
+def test_a_frame_in_memory_is_gone_on_with_on_another_cluster_in_the_same_order(
+    three: Client, rows: Any, started_runs: list[daskdl.Run]
+) -> None:
+    three.wait_for_workers(3)
+    options: dict[str, Any] = {"epochs": 20, "batch_size": 64, "verbose": 0}
+    when_at(started_runs, 200, lambda: started_runs[0].stop())
+    stopped = daskdl.TorchClassifier(**options).fit(*rows).run_
+    assert stopped.state == "stopped" and stopped.record.num_workers == 3
+    with daskdl.connect("cpu", n_workers=1, memory_limit="1GiB", dashboard_address=None) as one, one.as_current():
+        resumed = daskdl.resume(stopped.id).run_
+        one.shutdown()
+    assert resumed.state == "finished" and resumed.record.num_workers == 1
+    whole = daskdl.TorchClassifier(**options).fit(*rows).run_
+    assert exactly_once(resumed) and resumed.audit().digest.tolist() == whole.audit().digest.tolist()
+
+
 def test_stop_from_elsewhere(three: Client, rows: Any) -> None:
     three.wait_for_workers(3)
     classifier = daskdl.TorchClassifier(epochs=10_000, batch_size=64, verbose=0)
