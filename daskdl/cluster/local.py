@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 HOST = "127.0.0.1"
-# What every process of a cluster does many times a second, beside training: name, Dask's default, ours. Two ranks on
-# two cores train 9 % faster (benchmarks/LOG.md); the Profile page still sees 20 stacks a second of each worker.
+# What every process of a cluster does many times a second, beside training: name, Dask's default, ours. Ranks that use
+# all cores train some percent faster (benchmarks/LOG.md); the Profile page still gets 20 stacks a second of a worker.
 CALMER = (
     ("distributed.admin.tick.interval", "20ms", "100ms"),
     ("distributed.worker.profile.interval", "10ms", "50ms"),

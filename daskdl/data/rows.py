@@ -25,7 +25,7 @@ from daskdl.errors import DataError
 from daskdl.workers import again_if_lost, workers_of
 
 # Of a frame in memory. The order of the rows follows from how it is cut, so that does not follow from the cluster.
-MIN_PIECE_ROWS, MOST_PIECES = 1_000, 64
+MIN_PIECE_ROWS, MOST_PIECES = 1_000, 16
 HELD_SHARE = 0.5  # of the memory of the workers that the partitions of a frame may take
 ENOUGH_PIECES = 3  # to tell from their size how large all will be
 
