@@ -10,6 +10,8 @@ import os
 import signal
 from contextlib import suppress
 
+from daskdl.execution.frames import guard_frames
+
 MODULES = (
     "distributed.worker",
     "torch",
@@ -26,6 +28,8 @@ MODULES = (
 
 # Ctrl-C in a terminal, or an interrupted cell, is for the client, which then ends or keeps its workers
 signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+guard_frames()
 
 for name in MODULES:
     with suppress(ImportError):  # a worker that needs it reports it better than the fork server could

@@ -15,6 +15,7 @@ import tblib
 from distributed import Status, get_worker
 
 from daskdl.execution import rendezvous
+from daskdl.execution.frames import guard_frames
 from daskdl.execution.rank_env import available_cores, training_process
 from daskdl.execution.witness import last_words
 
@@ -141,6 +142,7 @@ def rank_main(
     gang: Gang, rank: int, function: Callable[..., Any], args: tuple[Any, ...], extra: tuple[Any, ...]
 ) -> Any:
     """One rank: join the gang, call the function, and say who failed first if it fails."""
+    guard_frames()
     store = rendezvous.connect_store(gang.host(0), gang.store_port)
     _this_rank.gang, _this_rank.host, _this_rank.worker = gang.id, gang.host(rank), get_worker()
     _running[gang.id] = _Rank(gang.client)
