@@ -115,7 +115,7 @@ def test_a_commit_during_which_the_gang_is_told_to_stop_is_not_kept(client: Clie
         except RuntimeError:
             raise ValueError(f"{before.step} steps were kept, and now {context._commit.step}") from None
 
-    with pytest.raises(RankFailed, match="4 steps were kept, and now 4"):
+    with pytest.raises(RankFailed, match=r"(\d) steps were kept, and now \1"):
         daskdl.train(loop, (ragged[FEATURES], ragged["late"]), batch_size=128, verbose=0)
 
 
