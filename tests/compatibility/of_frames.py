@@ -8,6 +8,7 @@ import pandas as pd
 from distributed import Client
 
 import daskdl
+
 from .case import Case
 
 GROUP = "Frames and arrays"

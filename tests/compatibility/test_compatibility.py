@@ -5,10 +5,9 @@ from __future__ import annotations
 from itertools import groupby
 
 import pytest
-from distributed import Client
-
 from compatibility.case import Case
 from compatibility.table import PAGE, all_cases, page
+from distributed import Client
 
 
 @pytest.mark.cluster
