@@ -14,7 +14,9 @@ import pyarrow as pa
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
-from daskdl.data.schema.values import blobs, is_missing, lists, plain
+from daskdl.data.schema.lists import lists
+from daskdl.data.schema.objects import is_missing
+from daskdl.data.schema.values import blobs, plain
 from daskdl.errors import DataError
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"

@@ -20,7 +20,7 @@ from daskdl.data.schema.encoding import COLUMNS, fill_numbers, learn_column, oth
 from daskdl.data.schema.fields import Field
 from daskdl.data.schema.kinds import Kind
 from daskdl.data.schema.stats import ColumnStats, describe
-from daskdl.data.schema.values import names_of
+from daskdl.data.schema.values import names_of, raw_column
 from daskdl.errors import DataError
 
 MISSING: tuple[Missing, ...] = ("impute", "indicator", "refuse")
@@ -100,8 +100,8 @@ class Schema:
         zip     category  2: 10115, 20095                    0
         note    text      32,768 tokens of HashingTokenizer  0
         """
-        kinds = kinds or {}
-        stats = {name: describe(frame[name], kind=kinds.get(name), name=name) for name in names_of(frame)}
+        kinds = {str(name): kind for name, kind in (kinds or {}).items()}
+        stats = {name: describe(raw_column(frame, name), kind=kinds.get(name), name=name) for name in names_of(frame)}
         return cls.from_stats(stats, missing, kinds)
 
     @classmethod

@@ -17,9 +17,10 @@ from daskdl.data.arrays import Ragged
 from daskdl.data.schema import Schema, describe
 from daskdl.data.schema.codecs import encode_images, to_array_column
 from daskdl.data.schema.kinds import Array, Image, Text, column_kind, kind_name
+from daskdl.data.schema.lists import lists
 from daskdl.data.schema.stats import ColumnStats
 from daskdl.data.schema.text import HashingTokenizer, as_tokenizer
-from daskdl.data.schema.values import days, lists, numbers, plain
+from daskdl.data.schema.values import days, numbers, plain
 from daskdl.errors import DataError
 
 PIXELS = np.arange(3 * 4 * 2, dtype=np.uint8).reshape(3, 4, 2)
