@@ -111,7 +111,11 @@ class DaskEstimator(BaseEstimator):
     def _predict(self, X: Any, what: str) -> Any:
         check_is_fitted(self, "model_")
         X = self._with_fit_names(X)
-        return predict(Predictor(self.model_, self.schema_, self.target_, type(self)._outputs), X, what)
+        return predict(Predictor(self.model_, self.schema_, self.target_, self._outputs, self._output_names()), X, what)
+
+    def _output_names(self) -> tuple[Any, ...]:
+        """Names of the numbers of a row, where a regression predicts several."""
+        return self.target_.names
 
     def _without_weights(self, X: Any) -> Any:
         """Drop the column of sampling weights: it is no feature."""
@@ -153,7 +157,8 @@ class DaskEstimator(BaseEstimator):
         Returns
         -------
         dask.dataframe.Series or array of shape (n_rows,)
-            Lazy for a Dask frame or a source: predicted on the workers when it is computed. Else computed here.
+            Lazy for a Dask frame or a source: predicted on the workers when it is computed. Else computed here. Of
+            several labels or outputs: a frame with a column for each, or an array of shape (n_rows, n_outputs).
 
         Raises
         ------
