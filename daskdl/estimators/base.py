@@ -112,11 +112,10 @@ class DaskEstimator(BaseEstimator):
     def _predict(self, X: Any, what: str) -> Any:
         check_is_fitted(self, "model_")
         X = self._with_fit_names(X)
-        return predict(Predictor(self.model_, self.schema_, self.target_, self._outputs, self._output_names()), X, what)
+        return predict(self._predictor(), X, what)
 
-    def _output_names(self) -> tuple[Any, ...]:
-        """Names of the numbers of a row, where a regression predicts several."""
-        return self.target_.names
+    def _predictor(self) -> Predictor:
+        return Predictor(self.model_, self.schema_, self.target_, type(self)._outputs, self.target_.names)
 
     def _without_weights(self, X: Any) -> Any:
         """Drop the column of sampling weights: it is no feature."""

@@ -14,6 +14,7 @@ from daskdl.data.schema import Missing
 from daskdl.errors import LossDiverged
 from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by, fit_again
 from daskdl.estimators.forward import Module, class_outputs, make_module, number_outputs
+from daskdl.estimators.predict import Predictor
 from daskdl.estimators.tabular import TabularNet
 from daskdl.execution.interrupts import held_interrupts, noted_interrupts
 from daskdl.training.checkpoints import Checkpoints
@@ -171,7 +172,9 @@ class _TorchEstimator(DaskEstimator):
             raise ValueError(f"patience={self.patience} needs validation_data=(X, y): it is what is waited for.")
         loss = None if self.loss is None else as_loss(self.loss)
         client = current_client()
-        rows = self._read(X, y, client, moments=True, weight=weight_column(self.sampling), kinds=self.kinds)
+        several = isinstance(self, DaskRegressor)
+        weight = weight_column(self.sampling)
+        rows = self._read(X, y, client, moments=True, weight=weight, kinds=self.kinds, several=several)
         self._made_for = n_outputs_for(loss, self.target_)
         module = make_module(self.module, self.schema_, self._made_for, self.seed)
         trial = try_out(module, loss, self.target_, self.schema_, rows.label, weighted=False)
@@ -196,6 +199,7 @@ class _TorchEstimator(DaskEstimator):
             self.batch_transform,
             rules_of(self.checkpoints),
             self.reproducible,
+            trial.takes_one_row,
         )
         title = self.name or str(getattr(self.module or TabularNet, "__name__", type(self.module).__name__))
         params = {k: v for k, v in self.get_params(deep=False).items() if k not in ("name", "verbose", "seed")}
@@ -252,9 +256,8 @@ class TorchClassifier(DaskClassifier, _TorchEstimator):
     [False, True]
     """
 
-    @property
-    def _outputs(self) -> Any:
-        return partial(class_outputs, reads=self._reads)
+    def _predictor(self) -> Predictor:
+        return Predictor(self.model_, self.schema_, self.target_, partial(class_outputs, reads=self._reads))
 
     def predict_proba(self, X: Any) -> Any:
         """Predict class probabilities; see ``DaskClassifier.predict_proba``.
@@ -285,9 +288,7 @@ class TorchRegressor(DaskRegressor, _TorchEstimator):
     True
     """
 
-    @property
-    def _outputs(self) -> Any:
-        return partial(number_outputs, reads=self._reads)
-
-    def _output_names(self) -> tuple[Any, ...]:
-        return self.target_.names or (tuple(range(self._n_outputs)) if self._n_outputs > 1 else ())
+    def _predictor(self) -> Predictor:
+        names = self.target_.names or (tuple(range(self._n_outputs)) if self._n_outputs > 1 else ())
+        outputs = partial(number_outputs, reads=self._reads)
+        return Predictor(self.model_, self.schema_, self.target_, outputs, names)

@@ -72,16 +72,6 @@ def describe_targets(columns: Sequence[Any], classes: bool) -> ColumnStats:
     return stats
 
 
-def describe_targets(columns: Sequence[Any], classes: bool) -> ColumnStats:
-    """Gather the same of several labels of a row: ``mean`` and ``m2`` are then arrays of shape (n_targets,)."""
-    if len(columns) == 1:
-        return describe_target(columns[0], classes)
-    each = [describe_target(column, classes) for column in columns]
-    stats = ColumnStats("label", each[0].n, sum(s.n_missing for s in each), sum(s.n_infinite for s in each))
-    stats.mean, stats.m2 = np.array([s.mean for s in each]), np.array([s.m2 for s in each])  # type: ignore[assignment]
-    return stats
-
-
 @dataclass(frozen=True)
 class Target:
     """How labels become what a loss reads, and back.
