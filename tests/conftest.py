@@ -23,7 +23,16 @@ from daskdl.tracking.run import Run, set_root
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-LONG = ("test_browser", "test_following", "test_demo", "test_growing", "test_many_ranks", "test_lab", "test_docs")
+LONG = (
+    "test_browser",
+    "test_following",
+    "test_demo",
+    "test_growing",
+    "test_many_ranks",
+    "test_lab",
+    "test_docs",
+    "test_docs_code",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from daskdl.clients import current_client
 from daskdl.data.arrays import Ragged
 from daskdl.data.batches import Transform, check_transform
 from daskdl.data.schema import Missing, Schema
@@ -22,7 +23,7 @@ from daskdl.execution.interrupts import held_interrupts, noted_interrupts
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.fit import FitConfig, class_scores, fit_loop, make_optimizer
 from daskdl.training.following import in_background
-from daskdl.training.job import Job, NumWorkers, current_client, rules_of, started, weight_column
+from daskdl.training.job import Job, NumWorkers, rules_of, started, weight_column
 from daskdl.training.resuming import Resumed, remember_call, workers_for
 from daskdl.training.tensors import to_tensors
 
