@@ -1,16 +1,20 @@
-"""What the engine reads rows from: groups of rows that any process can open."""
+"""What the engine reads rows from: groups of rows that any process can open, and what functions make of them."""
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from daskdl.data.order import layout
+from daskdl.errors import DataError
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
@@ -19,6 +23,7 @@ Chunk = Any  # a pyarrow Table or RecordBatch, or a pandas or cudf frame: has le
 
 CHUNK_ROWS = 16_384  # of tables read from files: fewer take longer, threads then wait for the interpreter at each step
 WHOLE_GROUP_BYTES = 16 << 20  # groups up to this size are read at once and the file is closed
+COUNT_THREADS = 2
 
 
 class Source(ABC):
@@ -80,13 +85,19 @@ class Source(ABC):
         return pd.DataFrame()
 
     def to_dask(self) -> dd.DataFrame:
-        """Return the rows as a lazy Dask frame, one partition per group that has rows."""
+        """Return the rows as a lazy Dask frame, one partition per group that has rows.
+
+        Bytes, lists and arrays stay what they are, whatever ``dataframe.convert-string`` of Dask says: as text they
+        could be neither shown nor predicted.
+        """
+        import dask
         import dask.dataframe as dd
 
         groups = [int(group) for group in np.flatnonzero(self.counts)]
-        if not groups:
-            return dd.from_pandas(self.head(0), npartitions=1)
-        frame: dd.DataFrame = dd.from_map(_read_group, groups, source=self, meta=self.head(0))
+        with dask.config.set({"dataframe.convert-string": False}):
+            if not groups:
+                return dd.from_pandas(self.head(0), npartitions=1)
+            frame: dd.DataFrame = dd.from_map(_read_group, groups, source=self, meta=self.head(0))
         return frame
 
     def layout(self, batch_size: int) -> dict[str, Any]:
@@ -106,8 +117,6 @@ class Source(ABC):
         >>> source.map(lambda df: df.assign(y=df.x > 1)).head(2).y.tolist()
         [False, True]
         """
-        from daskdl.data.sources.derived import MappedSource
-
         return MappedSource(self, function)
 
     def filter(self, predicate: Callable[[pd.DataFrame], Any]) -> Source:
@@ -119,8 +128,6 @@ class Source(ABC):
         >>> MemorySource(pd.DataFrame({"x": [1, 2, 3]})).filter(lambda df: df.x > 1).n_rows
         2
         """
-        from daskdl.data.sources.derived import FilteredSource
-
         return FilteredSource(self, predicate)
 
     def __repr__(self) -> str:
@@ -136,3 +143,92 @@ def _read_group(group: int, source: Source) -> pd.DataFrame:
 def to_frame(chunk: Chunk) -> pd.DataFrame:
     """Return a chunk as a pandas frame; cudf frames are copied to the host."""
     return chunk if isinstance(chunk, pd.DataFrame) else chunk.to_pandas()
+
+
+# -- made of another source ---------------------------------------------------------------------------------------
+
+
+class MappedSource(Source):
+    """Rows of a source after ``function(frame)``, which gives a frame of as many rows for each frame of some rows.
+
+    Make it with ``source.map(function)``. The function is called on chunks of any size, so that what it makes of a row
+    must depend on that row alone.
+    """
+
+    def __init__(self, source: Source, function: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+        self.source, self.function = source, function
+        self.counts, self.row_bytes, self.open_bytes = source.counts, source.row_bytes, source.open_bytes
+        self.random_access = source.random_access
+        self.fingerprint = derived_fingerprint(source, "map", function)
+
+    def where(self, group: int) -> str:
+        """Name the group of the source."""
+        return self.source.where(group)
+
+    def read(self, group: int, first: int, stop: int) -> Iterator[Chunk]:
+        """Yield the rows of a group, changed."""
+        for chunk in self.source.read(group, first, stop):
+            made = self.function(to_frame(chunk))
+            if not hasattr(made, "columns") or len(made) != len(chunk):
+                found = f"{len(made):,} rows" if hasattr(made, "columns") else f"a {type(made).__name__}"
+                raise DataError(
+                    f"the function given to map() must return a frame of as many rows as it gets: it got "
+                    f"{len(chunk):,} rows of {self.where(group)} and returned {found}. Use filter() to leave rows out."
+                )
+            yield made
+
+
+class FilteredSource(Source):
+    """Rows of a source for which ``predicate(frame)`` is true: a boolean for each row.
+
+    Make it with ``source.filter(predicate)``; that reads all rows once, to count. Filters on columns of Parquet files
+    are better given to ``ParquetSource``, which need not read what cannot match.
+    """
+
+    def __init__(self, source: Source, predicate: Callable[[pd.DataFrame], Any]) -> None:
+        self.source, self.predicate = source, predicate
+        self.row_bytes, self.open_bytes = source.row_bytes, source.open_bytes
+        with ThreadPoolExecutor(COUNT_THREADS, "daskdl-count") as pool:
+            kept = pool.map(self._count, range(len(source.counts)))
+            self.counts = np.array(list(kept), dtype=np.int64)
+        self.fingerprint = derived_fingerprint(source, "filter", predicate)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns."""
+        return self.source.names
+
+    def where(self, group: int) -> str:
+        """Name the group of the source."""
+        return self.source.where(group)
+
+    def read(self, group: int, first: int, stop: int) -> Iterator[pd.DataFrame]:
+        """Yield the rows of a group that are kept."""
+        at = 0
+        for frame in self._kept(group):
+            part = frame.iloc[max(first - at, 0) : max(stop - at, 0)]
+            at += len(frame)
+            if len(part):
+                yield part
+            if at >= stop:
+                return
+
+    def _kept(self, group: int) -> Iterator[pd.DataFrame]:
+        for chunk in self.source.read(group, 0, int(self.source.counts[group])):
+            frame = to_frame(chunk)
+            keep = np.asarray(self.predicate(frame))
+            if keep.shape != (len(frame),) or keep.dtype != bool:
+                raise DataError(
+                    f"the predicate given to filter() must return one boolean per row; it got {len(frame):,} rows of "
+                    f"{self.where(group)} and returned shape {keep.shape}, {keep.dtype}. For example "
+                    "lambda df: df.x > 0, or .fillna(False) where values are missing."
+                )
+            yield frame[keep]
+
+    def _count(self, group: int) -> int:
+        return sum(len(frame) for frame in self._kept(group))
+
+
+def derived_fingerprint(source: Source, what: str, function: Any) -> str:
+    """Fingerprint of a source and a function, by the function's code and what it closes over."""
+    return hashlib.sha256(repr((source.fingerprint, what)).encode() + cloudpickle.dumps(function)).hexdigest()
