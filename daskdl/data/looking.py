@@ -57,6 +57,7 @@ class Asked:
     classes: bool
     moments: bool
     kinds: Kinds
+    aside: Sequence[Any] = ()  # columns that say where a row comes from
 
 
 def look_at(piece: Chunk, asked: Asked) -> Look | DataError:
@@ -65,14 +66,14 @@ def look_at(piece: Chunk, asked: Asked) -> Look | DataError:
     try:
         look = _look(piece, asked)
     except DataError as error:
-        return error
+        return error.named(lambda row: f"row {row:,} of a partition (index {piece.index[row]!r})")
     look.digest = content_digest(piece)
     look.n_bytes = int(piece.memory_usage(deep=True).sum())
     return look
 
 
 def _look(chunk: Chunk, asked: Asked) -> Look:
-    features = [name for name in names_of(chunk) if name not in (asked.label, asked.weight)]
+    features = [name for name in names_of(chunk) if name not in (asked.label, asked.weight, *asked.aside)]
     weights = 0.0 if asked.weight is None else _weight_sum(chunk[asked.weight])
     labels = ColumnStats("label", len(chunk))
     if asked.label is not None:
@@ -139,8 +140,13 @@ def look_at_groups(source: Source, groups: Sequence[int], asked: Asked) -> list[
 def _look_at_group(source: Source, group: int, asked: Asked) -> Look:
     count = int(source.counts[group])
     found: Look | None = None
+    at = 0
     for chunk in source.read(group, 0, count):
-        look = _look(chunk, asked)
+        try:
+            look = _look(chunk, asked)
+        except DataError as error:
+            raise error.moved(at).named(partial(source.where_row, group)) from error
+        at += len(chunk)
         found = look if found is None else _merged(found, look)
     if found is None:
         if count:

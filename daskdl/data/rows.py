@@ -149,7 +149,8 @@ def read_rows(
     """
     asked = Asked(LABEL, weight, classes, moments, kinds or {})
     if isinstance(X, Source):
-        asked = replace(asked, label=None if y is None else source_label(X, y))
+        aside = [name for name in X.provenance if name != y and name not in asked.kinds]
+        asked = replace(asked, label=None if y is None else source_label(X, y), aside=aside)
         _check_weight(X.names, asked)
         return _rows_of_source(X, asked, client)
     frame = joined(X, y, kinds or {})
@@ -178,6 +179,7 @@ def _rows(pieces: list[Any], looks: list[Look], asked: Asked, client: Client | N
 
 def _rows_of_source(source: Source, asked: Asked, client: Client | None, **more: Any) -> Rows:
     pieces: list[Any] = [(source, group) for group in range(len(source.counts))]
+    more = {"notes": source.notes, **more}
     return _rows(pieces, look_at_source(source, asked, client), asked, client, source=source, **more)
 
 
