@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
 from daskdl.data.frame import NO_TARGET, as_frame, is_lazy, label_column, source_label
+from daskdl.data.joining import label_names
 from daskdl.data.rows import Rows, learn, read_rows
 from daskdl.data.schema import Schema
 from daskdl.data.schema.target import Target
@@ -63,13 +64,13 @@ class DaskEstimator(BaseEstimator):
 
     # -- fit --------------------------------------------------------------------------------------------------
 
-    def _read(self, X: Any, y: Any, client: Any, moments: bool, weight: str | None = None, kinds: Any = None) -> Rows:
-        """Read and learn: sets ``schema_``, ``target_`` and scikit-learn's fitted attributes."""
-        classes = isinstance(self, ClassifierMixin)
+    def _read(self, X: Any, y: Any, client: Any, **how: Any) -> Rows:
+        """Read and learn, ``how`` as in ``read_rows``: sets ``schema_``, ``target_`` and what scikit-learn knows."""
+        classes, kinds = isinstance(self, ClassifierMixin), how.get("kinds")
         if y is None:
             raise ValueError(NO_TARGET)
-        rows = read_rows(X, y, classes=classes, client=client, moments=moments, weight=weight, kinds=kinds)
-        name = y if isinstance(y, str) else getattr(y, "name", None)
+        rows = read_rows(X, y, classes=classes, client=client, **how)
+        name = label_names(y)
         self.schema_, self.target_ = learn(rows, name, classes=classes, missing=self.missing, kinds=kinds)
         self.n_features_in_ = len(self.schema_.columns)
         self.__dict__.pop("feature_names_in_", None)

@@ -145,13 +145,13 @@ class Job:
             else SampleOrder(counts, batch_size, seed, **layout)
         )
         self.epochs = epochs
-        encoder = TensorEncoder(schema, target, rows.label_name, rows.weight_name)
+        encoder = TensorEncoder(schema, target, rows.label_name, rows.weight_name, rows.extras)
         self._shards = [Shards(rows, encoder, self.order, epochs, self.workers, picks)]
         self._validation_order = None
         if validation is not None:
             size = min(validation.n_rows, VALIDATION_ROWS * self.world_size)
             self._validation_order = SampleOrder(validation.counts, size, seed, **validation.layout(size))
-            encoder = TensorEncoder(schema, target, validation.label_name)
+            encoder = TensorEncoder(schema, target, validation.label_name, extras=validation.extras)
             self._shards.append(Shards(validation, encoder, self._validation_order, 0, self.workers))
 
     @property
