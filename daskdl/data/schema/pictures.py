@@ -20,6 +20,7 @@ SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
 GREY = ("1", "L", "LA", *SIXTEEN)
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+BEGINNINGS = (PNG, JPEG, b"RIFF", b"GIF8", b"II*\0", b"MM\0*")  # of files that are certainly meant to be images
 PNG_END, JPEG_END = b"IEND\xaeB`\x82", b"\xff\xd9"
 
 
@@ -141,15 +142,19 @@ def opened(data: bytes) -> Any:
         return image
     except DataError:
         raise
-    except UnidentifiedImageError:
+    except UnidentifiedImageError as error:
+        if data.startswith(BEGINNINGS):
+            raise _broken_head(data, "it is cut off or damaged") from error
         raise DataError(
             f"{len(data):,} bytes that begin with {data[:8]!r} are none of {', '.join(FORMATS)}, so they are read as "
             "no image. Save the image as one of these, or leave it out; other bytes are no feature."
         ) from None
     except Exception as error:
-        raise DataError(
-            f"an image of {len(data):,} bytes has a broken head: {_words(error)}. Repair it, or leave it out."
-        ) from error
+        raise _broken_head(data, _words(error)) from error
+
+
+def _broken_head(data: bytes, what: str) -> DataError:
+    return DataError(f"an image of {len(data):,} bytes has a broken head: {what}. Repair it, or leave it out.")
 
 
 def _words(error: Exception) -> str:
