@@ -102,12 +102,14 @@ class Source(ABC):
         """
         import dask
         import dask.dataframe as dd
+        from dask.dataframe.utils import clear_known_categories
 
         groups = [int(group) for group in np.flatnonzero(self.counts)]
         with dask.config.set({"dataframe.convert-string": False}):
             if not groups:
                 return dd.from_pandas(self.head(0), npartitions=1)
-            frame: dd.DataFrame = dd.from_map(_read_group, groups, source=self, meta=self.head(0))
+            meta = clear_known_categories(self.head(0))  # other groups may have others
+            frame: dd.DataFrame = dd.from_map(_read_group, groups, source=self, meta=meta)
         return frame
 
     def layout(self, batch_size: int) -> dict[str, Any]:
