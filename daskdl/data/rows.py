@@ -161,7 +161,9 @@ def read_rows(
     """
     asked = Asked(LABEL, weight, classes, moments, kinds or {})
     if isinstance(X, Source):
-        asked = replace(asked, label=source_labels(X, y, several), extras=source_extras(X, extras or {}))
+        provenance = [name for name in X.provenance if name not in asked.kinds]
+        asked = replace(asked, extras=source_extras(X, extras or {}), provenance=provenance)
+        asked = replace(asked, label=source_labels(X, y, several))
         _check_weight(X.names, asked)
         return _rows_of_source(X, asked, client)
     frame, label, columns = joined(X, y, kinds or {}, extras, several)
@@ -217,6 +219,7 @@ def _rows(pieces: list[Any], looks: list[Look], asked: Asked, client: Client | N
 
 def _rows_of_source(source: Source, asked: Asked, client: Client | None, **more: Any) -> Rows:
     pieces: list[Any] = [(source, group) for group in range(len(source.counts))]
+    more = {"notes": source.notes, **more}
     return _rows(pieces, look_at_source(source, asked, client), asked, client, source=source, **more)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from daskdl.data.arrays import Ragged
 from daskdl.data.schema import Schema
+from daskdl.errors import DataError
 from daskdl.estimators.tabular import TabularNet
 from daskdl.training.outputs import Reads, by_rows, class_scores, first_output, values
 from daskdl.training.tensors import to_tensors
@@ -77,6 +78,10 @@ def _forward(model: nn.Module, schema: Schema, frame: pd.DataFrame) -> torch.Ten
     outputs = []
     for i in range(0, len(frame), rows):
         n = min(rows, len(frame) - i)
-        inputs, _ = to_tensors(schema.finish({name: x[i : i + n] for name, x in block.items()}), device)
+        try:
+            finished = schema.finish({name: x[i : i + n] for name, x in block.items()})
+        except DataError as error:
+            raise error.moved(i) from error
+        inputs, _ = to_tensors(finished, device)
         outputs.append(first_output(by_rows(model(*inputs), n)).cpu())
     return torch.cat(outputs)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import dask
@@ -14,6 +15,7 @@ import pandas as pd
 from daskdl.data.frame import as_frame, is_lazy, to_pandas
 from daskdl.data.schema import Schema
 from daskdl.data.schema.target import Target
+from daskdl.errors import DataError
 
 Outputs = Callable[[Any, Schema, pd.DataFrame], npt.NDArray[Any]]
 
@@ -73,16 +75,28 @@ class Predictor:
         return [value.item() if isinstance(value, np.generic) else value for value in self.target.classes]
 
 
-def predict(predictor: Predictor, X: Any, what: str) -> Any:
-    """Predict ``labels`` or ``probabilities``: a lazy collection for a Dask frame, an array for one in memory."""
+def predict(predictor: Predictor, X: Any, what: str, aside: Sequence[Any] = ()) -> Any:
+    """Predict ``labels`` or ``probabilities``: a lazy collection for a Dask frame, an array for one in memory.
+
+    ``aside`` are columns that are no features and say where a row comes from: a broken row is called by them.
+    """
     frame = as_frame(X)
-    predictor.schema.check(frame.columns)
+    names = [name for name in frame.columns if name not in aside]
+    predictor.schema.check(names)
     if not is_lazy(frame):
-        return getattr(predictor, what)(frame)
-    meta = getattr(predictor, f"{what}_part")(to_pandas(frame._meta))
+        return _part(frame, predictor, what, names)
+    meta = getattr(predictor, f"{what}_part")(to_pandas(frame._meta)[names])
     once = dask.delayed(predictor, pure=False)  # one copy per worker, not one per partition
-    return frame.map_partitions(_part, once, what, meta=meta)
+    return frame.map_partitions(_part, once, f"{what}_part", names, meta=meta)
 
 
-def _part(frame: Any, predictor: Predictor, what: str) -> Any:
-    return getattr(predictor, f"{what}_part")(frame)
+def _part(frame: Any, predictor: Predictor, what: str, names: list[Any]) -> Any:
+    try:
+        return getattr(predictor, what)(frame[names])
+    except DataError as error:
+        raise error.named(partial(_row, to_pandas(frame).drop(columns=names))) from error
+
+
+def _row(aside: pd.DataFrame, row: int) -> str:
+    said = " and ".join(f"{name} {value}" for name, value in aside.iloc[row].items())
+    return said or f"the row of index {aside.index[row]!r}"

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from torch import nn
 
+from daskdl.clients import current_client
 from daskdl.data.batches import Transform, check_transform
 from daskdl.data.schema import Missing
 from daskdl.errors import LossDiverged
@@ -20,7 +21,7 @@ from daskdl.execution.interrupts import held_interrupts, noted_interrupts
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.fit import FitConfig, fit_loop, make_optimizer
 from daskdl.training.following import in_background
-from daskdl.training.job import Job, NumWorkers, current_client, rules_of, started, weight_column
+from daskdl.training.job import Job, NumWorkers, rules_of, started, weight_column
 from daskdl.training.losses import as_loss
 from daskdl.training.resuming import Resumed, remember_call, workers_for
 from daskdl.training.trial import n_outputs_for, standardised, try_out

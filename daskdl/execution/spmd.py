@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from distributed import Client, Future, wait
 
+from daskdl.clients import needed_client
 from daskdl.errors import NotEnoughWorkers, RankFailed, WorkerLost
 from daskdl.execution.calls import call_workers
 from daskdl.execution.interrupts import noted_interrupts
@@ -151,7 +152,7 @@ def run(
     >>> daskdl.spmd.run(mean_rank, num_workers=2)  # doctest: +SKIP
     [0.5, 0.5]
     """
-    client = client or Client.current()
+    client = needed_client(client, "a gang runs on workers")
     addresses = list(workers) if workers is not None else choose_workers(client, num_workers)
     extra = list(rank_args) if rank_args is not None else [()] * len(addresses)
     if len(extra) != len(addresses):
