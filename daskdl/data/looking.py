@@ -22,6 +22,7 @@ from daskdl.data.schema.target import describe_targets
 from daskdl.data.schema.values import names_of
 from daskdl.data.sources.base import Chunk, Source
 from daskdl.errors import DataError
+from daskdl.travel import pack, submit
 from daskdl.workers import again_if_lost, workers_of
 
 PIECES_PER_WORKER = 4
@@ -62,6 +63,7 @@ class Asked:
     moments: bool
     kinds: Kinds
     extras: Columns = field(default_factory=dict)
+    provenance: Sequence[Any] = ()  # columns that say where a row comes from
 
     @property
     def labels(self) -> list[Any]:
@@ -72,7 +74,7 @@ class Asked:
     def aside(self) -> list[Any]:
         """Names of the columns that are no features."""
         more = [] if self.weight is None else [self.weight]
-        return [*self.labels, *more, *(name for names in self.extras.values() for name in names)]
+        return [*self.labels, *more, *(name for names in self.extras.values() for name in names), *self.provenance]
 
 
 def look_at(piece: Chunk, asked: Asked) -> Look | DataError:
@@ -81,7 +83,7 @@ def look_at(piece: Chunk, asked: Asked) -> Look | DataError:
     try:
         look = _look(piece, asked)
     except DataError as error:
-        return error
+        return error.named(lambda row: f"row {row:,} of a partition (index {piece.index[row]!r})")
     look.digest = content_digest(piece)
     look.n_bytes = int(piece.memory_usage(deep=True).sum())
     return look
@@ -141,8 +143,8 @@ def look_at_source(source: Source, asked: Asked, client: Client | None) -> list[
 
 
 def _look_on_workers(client: Client, source: Source, runs: list[range], asked: Asked) -> list[Any]:
-    held = client.scatter(source, hash=False)
-    return list(client.gather([client.submit(look_at_groups, held, run, asked, pure=False) for run in runs]))
+    held, packed = client.scatter(pack(source, "the source"), hash=False), pack(asked, "kinds= with what they hold")
+    return list(client.gather([submit(client, look_at_groups, held, run, packed) for run in runs]))
 
 
 def look_at_groups(source: Source, groups: Sequence[int], asked: Asked) -> list[Look] | DataError:
@@ -156,8 +158,13 @@ def look_at_groups(source: Source, groups: Sequence[int], asked: Asked) -> list[
 def _look_at_group(source: Source, group: int, asked: Asked) -> Look:
     count = int(source.counts[group])
     found: Look | None = None
+    at = 0
     for chunk in source.read(group, 0, count):
-        look = _look(chunk, asked)
+        try:
+            look = _look(chunk, asked)
+        except DataError as error:
+            raise error.moved(at).named(partial(source.where_row, group)) from error
+        at += len(chunk)
         found = look if found is None else _merged(found, look)
     if found is None:
         if count:

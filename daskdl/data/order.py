@@ -68,6 +68,19 @@ class Window:
         """Row numbers in the order of use, given the number of the first row of each group."""
         return np.concatenate([np.arange(a, b) + group_starts[g] for g, a, b in self.segments])[self.permutation]
 
+    def place(self, i: int) -> tuple[int, int]:
+        """Group, and row of it, that is the window's row ``i`` in the order of use.
+
+        Examples
+        --------
+        >>> Window(0, np.array([[7, 10, 12], [3, 0, 2]]), np.array([3, 0, 1, 2])).place(0)
+        (3, 1)
+        """
+        lengths = self.segments[:, 2] - self.segments[:, 1]
+        ends, at = np.cumsum(lengths), self.permutation[i]
+        k = int(np.searchsorted(ends, at, side="right"))
+        return int(self.segments[k, 0]), int(self.segments[k, 1] + at - ends[k] + lengths[k])
+
 
 class Slice(NamedTuple):
     """Neighbouring rows of a lane that a rank reads for a batch."""

@@ -12,17 +12,18 @@ import pandas as pd
 import torch
 from torch import nn
 
+from daskdl.clients import current_client
 from daskdl.data.arrays import Ragged
 from daskdl.data.batches import Transform, check_transform
 from daskdl.data.schema import Missing, Schema
-from daskdl.errors import LossDiverged
+from daskdl.errors import DataError, LossDiverged
 from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by, fit_again
 from daskdl.estimators.tabular import TabularNet
 from daskdl.execution.interrupts import held_interrupts, noted_interrupts
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.fit import FitConfig, class_scores, fit_loop, make_optimizer
 from daskdl.training.following import in_background
-from daskdl.training.job import Job, NumWorkers, current_client, rules_of, started, weight_column
+from daskdl.training.job import Job, NumWorkers, rules_of, started, weight_column
 from daskdl.training.resuming import Resumed, remember_call, workers_for
 from daskdl.training.tensors import to_tensors
 
@@ -300,7 +301,11 @@ def _forward(model: nn.Module, schema: Schema, frame: pd.DataFrame) -> torch.Ten
     rows = max(1, min(PREDICT_ROWS, PREDICT_BYTES // max(1, row_bytes)))
     outputs = []
     for i in range(0, len(frame), rows):
-        inputs, _ = to_tensors(schema.finish({name: x[i : i + rows] for name, x in block.items()}), device)
+        try:
+            finished = schema.finish({name: x[i : i + rows] for name, x in block.items()})
+        except DataError as error:
+            raise error.moved(i) from error
+        inputs, _ = to_tensors(finished, device)
         outputs.append(model(*inputs))
     return torch.cat(outputs).cpu()
 

@@ -60,16 +60,6 @@ class Feed:
     checkpoints: Checkpoints | None = None
 
 
-def current_client(client: Client | None = None) -> Client | None:
-    """The client given, or the current one, or None where there is none."""
-    if client is not None:
-        return client
-    try:
-        return Client.current()
-    except ValueError:
-        return None
-
-
 def weight_column(sampling: str | None) -> str | None:
     """Name of the column of weights that ``sampling`` asks for, if it does."""
     return None if sampling in (None, "balanced") else sampling

@@ -15,6 +15,7 @@ import pandas as pd
 
 from daskdl.data.order import layout
 from daskdl.errors import DataError
+from daskdl.travel import Packed, pack
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
@@ -43,6 +44,10 @@ class Source(ABC):
         Bytes that a group takes while it is being read, beside the rows read.
     random_access : bool
         Whether rows in the middle of a group cost no more than those at its beginning.
+    provenance : tuple of str
+        Columns that say where a row comes from. They are shown, and no features: they often give the label away.
+    notes : tuple of str
+        What the user should know of how it reads.
     """
 
     counts: npt.NDArray[np.int64]
@@ -50,6 +55,8 @@ class Source(ABC):
     row_bytes: float
     open_bytes: float = 0.0
     random_access: bool = False
+    provenance: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     keep: Any = None  # something that must live as long as the source
 
     @abstractmethod
@@ -65,6 +72,10 @@ class Source(ABC):
     @abstractmethod
     def where(self, group: int) -> str:
         """Say in words where a group lies, for messages: ``"flights-03.parquet, row group 2"``."""
+
+    def where_row(self, group: int, row: int) -> str:
+        """Say in words where a row of a group lies, for messages."""
+        return f"row {row:,} of {self.where(group)}"
 
     @property
     def n_rows(self) -> int:
@@ -99,7 +110,7 @@ class Source(ABC):
             if not groups:
                 return dd.from_pandas(self.head(0), npartitions=1)
             meta = clear_known_categories(self.head(0))  # other groups may have others
-            frame: dd.DataFrame = dd.from_map(_read_group, groups, source=self, meta=meta)
+            frame: dd.DataFrame = dd.from_map(_read_group, groups, source=pack(self, "the source"), meta=meta)
         return frame
 
     def layout(self, batch_size: int) -> dict[str, Any]:
@@ -137,8 +148,8 @@ class Source(ABC):
         return f"<{type(self).__name__}: {rows} in {groups}, {self.fingerprint[:12]}>"
 
 
-def _read_group(group: int, source: Source) -> pd.DataFrame:
-    chunks = source.read(group, 0, int(source.counts[group]))
+def _read_group(group: int, source: Packed) -> pd.DataFrame:
+    chunks = source.value.read(group, 0, int(source.value.counts[group]))
     return pd.concat([to_frame(chunk) for chunk in chunks], ignore_index=True)
 
 
@@ -160,12 +171,16 @@ class MappedSource(Source):
     def __init__(self, source: Source, function: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
         self.source, self.function = source, function
         self.counts, self.row_bytes, self.open_bytes = source.counts, source.row_bytes, source.open_bytes
-        self.random_access = source.random_access
+        self.random_access, self.provenance, self.notes = source.random_access, source.provenance, source.notes
         self.fingerprint = derived_fingerprint(source, "map", function)
 
     def where(self, group: int) -> str:
         """Name the group of the source."""
         return self.source.where(group)
+
+    def where_row(self, group: int, row: int) -> str:
+        """Name the row of the source."""
+        return self.source.where_row(group, row)
 
     def read(self, group: int, first: int, stop: int) -> Iterator[Chunk]:
         """Yield the rows of a group, changed."""
@@ -190,6 +205,7 @@ class FilteredSource(Source):
     def __init__(self, source: Source, predicate: Callable[[pd.DataFrame], Any]) -> None:
         self.source, self.predicate = source, predicate
         self.row_bytes, self.open_bytes = source.row_bytes, source.open_bytes
+        self.provenance, self.notes = source.provenance, source.notes
         with ThreadPoolExecutor(COUNT_THREADS, "daskdl-count") as pool:
             kept = pool.map(self._count, range(len(source.counts)))
             self.counts = np.array(list(kept), dtype=np.int64)
