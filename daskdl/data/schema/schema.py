@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -111,7 +111,7 @@ class Schema:
         """Learn from the statistics of each column, which ``describe`` gave for the same ``kinds``."""
         if missing not in MISSING:
             raise ValueError(f"missing must be one of {', '.join(map(repr, MISSING))}, got {missing!r}")
-        kinds = kinds or {}
+        kinds = {str(name): kind for name, kind in (kinds or {}).items()}
         unknown = [name for name in kinds if name not in stats]
         if unknown:
             raise DataError(f"kinds names columns that are not there: {unknown}. The columns are {list(stats)[:20]}.")
@@ -121,10 +121,13 @@ class Schema:
 
     def __getitem__(self, name: Any) -> Column:
         """The column of that name."""
-        for column in self.columns:
-            if column.name == name:
-                return column
-        raise KeyError(f"no column {name!r}; the columns are {self.names[:20]}")
+        if str(name) not in self._by_name:
+            raise KeyError(f"no column {name!r}; the columns are {self.names[:20]}")
+        return self._by_name[str(name)]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Column]:
+        return {str(column.name): column for column in self.columns}
 
     @property
     def names(self) -> list[Any]:

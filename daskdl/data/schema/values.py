@@ -42,7 +42,10 @@ def raw_column(chunk: Any, name: Any) -> Any:
         It is not there.
     """
     try:
-        return chunk[str(name)]
+        found = chunk[str(name)]
+        if not isinstance(found, pd.DataFrame):
+            return found
+        raise DataError(f"the rows have several columns named {name!r}. Rename them.")
     except KeyError:
         names = names_of(chunk)
         if str(name) in names and isinstance(chunk, pd.DataFrame):
