@@ -12,12 +12,11 @@ from typing import Any
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from daskdl.data.extras import ROLES
-from daskdl.data.lazy_objects import with_objects
 from daskdl.data.given import NAMELESS, is_cudf, rows_as_frame
+from daskdl.data.lazy_objects import with_objects
 from daskdl.data.schema import Kinds, column_kind
 from daskdl.data.sources.base import Source
 from daskdl.errors import DataError
@@ -60,7 +59,9 @@ def read_frame(X: Any, kinds: Kinds | None = None) -> tuple[Frame, list[Any] | N
     X = with_text_names(X)
     taken = [name for name in X.columns if RESERVED_NAME.fullmatch(name)]
     if taken:
-        raise DataError(f"X has columns named {taken}, which daskdl calls the label and what goes beside it. Rename them.")
+        raise DataError(
+            f"X has columns named {taken}, which daskdl calls the label and what goes beside it. Rename them."
+        )
     X = with_objects(X) if is_lazy(X) else X
     known = {str(name) for name in kinds or {}}
     for name, dtype in X.dtypes.items():

@@ -132,8 +132,8 @@ def _has_text(X: Any) -> bool:
 def _of_dask_array(X: da.Array) -> dd.DataFrame:
     if X.ndim != 2:
         raise DataError(
-            f"X is a Dask Array of shape {X.shape}; expected two axes, rows and features. Reshape it, X.reshape(n, -1), "
-            "or write rows that are arrays to Parquet and read them with daskdl.ParquetSource."
+            f"X is a Dask Array of shape {X.shape}; expected two axes, rows and features. Reshape it, "
+            "X.reshape(n_rows, -1), or write rows that are arrays to Parquet and read them with daskdl.ParquetSource."
         )
     if np.isnan(X.shape[1]):
         raise DataError(

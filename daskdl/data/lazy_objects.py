@@ -89,9 +89,10 @@ def _rebuilt(node: Expr, done: dict[str, Expr]) -> Expr:
         same = all(a is b for a, b in zip(operands, node.operands, strict=True))
         made = node if same else type(node)(*operands)
         if _converts(node):
-            objects = isinstance(node, FromPandas)
-            made = made.substitute_parameters({"pyarrow_strings_enabled": False}) if objects else made.frame
-            made = TextConversion(made)
+            held = isinstance(node, FromPandas)
+            made = TextConversion(
+                made.substitute_parameters({"pyarrow_strings_enabled": False}) if held else made.frame
+            )
         done[node._name] = made
     return done[node._name]
 

@@ -249,8 +249,8 @@ def object_kind(name: Any, values: npt.NDArray[np.object_]) -> str:
         text = next((v for v in values if isinstance(v, str)), None)
         raise DataError(
             f"column {name!r} is an object column that is no category: it holds {type(odd).__name__} values such as "
-            f"{str(odd)[:60]!r}{'' if text is None else f' beside text such as {text[:60]!r}'}, so what its values mean "
-            "cannot be told. Turn all into numbers, pd.to_numeric(column, errors='coerce'), or all into text, "
+            f"{str(odd)[:60]!r}{'' if text is None else f' beside text such as {text[:60]!r}'}, which cannot be read "
+            "as one kind. Turn all into numbers, pd.to_numeric(column, errors='coerce'), or all into text, "
             "column.astype(str), or leave it out."
         )
     return "category"
