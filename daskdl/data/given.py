@@ -12,6 +12,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from dask.delayed import Delayed
 
 from daskdl.errors import DataError
 
@@ -45,7 +46,7 @@ def rows_as_frame(X: Any) -> Any:
     if isinstance(X, da.Array):
         return _of_dask_array(X)
     if dask.is_dask_collection(X):
-        name = type(X).__name__
+        name = "Delayed" if isinstance(X, Delayed) else type(X).__name__
         remedy = FROM_DASK.get(name, "turn it into a dask.dataframe or a dask.array first")
         raise DataError(f"X is a Dask {name}; expected a Dask DataFrame, or a Dask Array of two axes: {remedy}.")
     frame = _of_named(X)

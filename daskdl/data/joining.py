@@ -126,7 +126,7 @@ def label_names(y: Any) -> Any:
 
 def label_twin(y: Any, names: Sequence[Any]) -> str | None:
     """Return the feature that is called as the label is, if there is one."""
-    name = None if is_name(y) or hasattr(y, "columns") else getattr(y, "name", None)
+    name = None if is_name(y) or getattr(y, "ndim", 1) != 1 else getattr(y, "name", None)
     return str(name) if isinstance(name, Hashable) and name is not None and str(name) in list(names) else None
 
 

@@ -22,6 +22,7 @@ from daskdl.data.frame import (
     names_column,
     read_frame,
     source_label,
+    to_pandas,
 )
 from daskdl.data.joining import label_names
 from daskdl.data.lazy_objects import with_objects
@@ -261,14 +262,11 @@ def _compared(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
         raise ValueError(f"score {NO_TARGET}")
     check_is_fitted(estimator, "model_")
     if isinstance(X, Source):
-        name = source_label(X, y)
-        return dask.compute(X.to_dask()[name], estimator.predict(X))
-    if names_column(X, y):
+        y = X.to_dask()[source_label(X, y)]
+    elif names_column(X, y):
         X, y = label_column(X, y)
-    if dask.is_dask_collection(X):
-        y = with_objects(y) if isinstance(y, dd.Series) else y
-        return dask.compute(y, estimator.predict(X))
-    return y, estimator.predict(X)
+    y, found = dask.compute(with_objects(y) if isinstance(y, dd.Series) else y, estimator.predict(X))
+    return estimator.target_.known(to_pandas(y)), found
 
 
 def _is_plain(value: Any) -> bool:
