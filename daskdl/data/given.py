@@ -74,6 +74,8 @@ def refuse_paths(X: Any) -> None:
 
 def _of_named(X: Any) -> pd.DataFrame | None:
     """Return tables of other libraries as a frame; None for what has no names."""
+    if hasattr(X, "tocsr"):  # a sparse matrix of scipy, of which some are dicts
+        return None
     if isinstance(X, Mapping):
         return _of_columns({name: np.asarray(column) for name, column in X.items()})
     if isinstance(X, (list, tuple)) and X and isinstance(X[0], Mapping):

@@ -59,7 +59,7 @@ def _refuse_written_objects(name: Any, stats: ColumnStats) -> None:
     if some and all(isinstance(value, str) and WRITTEN.fullmatch(value) for value in some):
         raise DataError(
             f"column {name!r} holds text such as {some[0][:60]!r}: lists or bytes that were turned into text, as Dask "
-            "does with Python objects. Read or make the frame within dask.config.set({'dataframe.convert-string': False}), "
+            "does with Python objects. Make the frame within dask.config.set({'dataframe.convert-string': False}), "
             "and write such files again. Text that is meant as categories must be written without the brackets."
         )
 
