@@ -6,8 +6,11 @@ expected, what came, why it matters and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
+
+NAMED = 5  # rows at fault, in a message
 
 
 class DaskdlError(Exception):
@@ -23,7 +26,40 @@ class DaskdlError(Exception):
 
 
 class DataError(DaskdlError, ValueError):
-    """The data cannot be trained on as it is; the message names the column, the value and the remedy."""
+    """The data cannot be trained on as it is; the message names the column, the value and the remedy.
+
+    Attributes
+    ----------
+    rows : tuple of int
+        Which of the rows that were being read are at fault, where it is some of them: who knows where they come from
+        puts their names before the message, see ``named``.
+    """
+
+    def __init__(self, message: str = "", rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
+
+    def moved(self, by: int) -> DataError:
+        """The same error, of rows that follow ``by`` others."""
+        return DataError(str(self), [row + by for row in self.rows])
+
+    def named(self, name: Callable[[int], str]) -> DataError:
+        """The same error with the names of its rows before the message.
+
+        Examples
+        --------
+        >>> print(DataError("is no image.", rows=[3, 5]).named(lambda row: f"file {row}.png"))
+        file 3.png, file 5.png: is no image.
+        """
+        if not self.rows:
+            return self
+        names = ", ".join(name(row) for row in self.rows[:NAMED])
+        more = f" and {len(self.rows) - NAMED:,} more" if len(self.rows) > NAMED else ""
+        return DataError(f"{names}{more}: {self}")
+
+
+class CannotTravel(DaskdlError, TypeError):
+    """What was given, or made, cannot be sent to another process; the message names what in it belongs to this one."""
 
 
 class MissingExtraError(DaskdlError, ImportError):

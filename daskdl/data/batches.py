@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from daskdl.data.audit import total
 from daskdl.data.mixing import Mixture
 from daskdl.data.order import SampleOrder
 from daskdl.data.reading import USE, Plan, Reader, Windows
+from daskdl.errors import DataError
 
 Order = SampleOrder | Mixture
 Finish = Callable[[Block, Executor], Block]
@@ -185,7 +187,7 @@ class RankBatches:
                 empty = self._no_rows()
             arrays = windows.read(plan) if plan.pieces else dict(empty or {})
             empty = {name: array[:0] for name, array in arrays.items()}
-            yield self._batch(plan.step, arrays, windows.pool)
+            yield self._batch(plan, arrays, windows)
 
     def _no_rows(self) -> Block:
         """Fields of a batch without rows, from a row that this rank reads at another step, if it ever reads one."""
@@ -195,14 +197,17 @@ class RankBatches:
         block = next(iter(self.readers[dataset].read(group, first, first + 1, epoch)))
         return {name: array[:0] for name, array in block.items()} | {USE: np.empty(0, dtype=np.uint64)}
 
-    def _batch(self, step: int, arrays: dict[str, Array], pool: Executor) -> Batch:
-        epoch, step_in_epoch = divmod(step, self.order.steps_per_epoch)
+    def _batch(self, plan: Plan, arrays: dict[str, Array], windows: Windows) -> Batch:
+        epoch, step_in_epoch = divmod(plan.step, self.order.steps_per_epoch)
         n_global = self.order.batch_rows(step_in_epoch)
         keys: Keys = arrays.pop(USE)  # type: ignore[assignment]
-        finished = dict(self.finish(arrays, pool)) if self.finish else arrays
+        try:
+            finished = dict(self.finish(arrays, windows.pool)) if self.finish else arrays
+        except DataError as error:
+            raise error.named(partial(windows.where_row, plan)) from error
         if self.transform:
             finished = transformed(self.transform, finished, keys)
-        return Batch(finished, epoch, step, len(keys), n_global, total(keys))
+        return Batch(finished, epoch, plan.step, len(keys), n_global, total(keys))
 
 
 def transformed(transform: Transform, arrays: dict[str, Array], keys: Keys) -> dict[str, Array]:

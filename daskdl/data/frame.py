@@ -7,9 +7,7 @@ import os
 from typing import Any
 
 import dask.dataframe as dd
-import numpy as np
 import pandas as pd
-from dask.dataframe.dask_expr._expr import are_co_aligned
 
 from daskdl.data.schema import Kinds, column_kind
 from daskdl.data.sources.base import Source
@@ -78,15 +76,16 @@ def source_label(X: Source, y: Any) -> Any:
             f"columns are {X.names[:20]}."
         )
     if y not in X.names:
-        raise DataError(_no_such_label(y, X.names))
+        raise DataError(no_such_column("label column", y, X.names, "y"))
     return y
 
 
-def _no_such_label(name: Any, columns: list[Any]) -> str:
+def no_such_column(what: str, name: Any, columns: list[Any], word: str) -> str:
+    """Say that a column is not there, and which are."""
     near = difflib.get_close_matches(str(name), [str(c) for c in columns], n=3)
     return (
-        f"label column {name!r} is not in X. {f'Did you mean {near}? ' if near else ''}X has {len(columns)} "
-        f"columns: {columns[:20]}. Give y as a column of X or as a Series."
+        f"{what} {name!r} is not in X. {f'Did you mean {near}? ' if near else ''}X has {len(columns)} "
+        f"columns: {columns[:20]}. Give {word} as a column of X or as a Series."
     )
 
 
@@ -95,52 +94,5 @@ def label_column(X: Any, name: Any) -> tuple[Any, Any]:
     _refuse_paths(X)
     columns = list(getattr(X, "columns", ()))
     if name not in columns:
-        raise DataError(_no_such_label(name, columns))
+        raise DataError(no_such_column("label column", name, columns, "y"))
     return X.drop(columns=[name]), X[name]
-
-
-def joined(X: Any, y: Any, kinds: Kinds | None = None) -> Frame:
-    """Put features and labels into one frame, the labels last, under the name ``__label__``."""
-    if y is None:
-        raise ValueError(NO_TARGET)
-    if isinstance(y, str):
-        X, y = label_column(X, y)
-    X = as_frame(X, kinds)
-    if is_lazy(X):
-        return _joined_lazy(X, y)
-    X = to_pandas(X)
-    if hasattr(y, "dask"):
-        raise DataError("X is in memory and y is lazy. Give both as Dask collections, or compute y first.")
-    y = _as_series(y)
-    if len(y) != len(X):
-        raise DataError(
-            f"Found input variables with inconsistent numbers of samples: X has {len(X):,} rows and y {len(y):,}."
-        )
-    return X.assign(**{LABEL: y.array})
-
-
-def _as_series(y: Any) -> pd.Series:
-    y = to_pandas(y)
-    if isinstance(y, pd.Series):
-        return y
-    from sklearn.utils import column_or_1d
-
-    return pd.Series(column_or_1d(np.asarray(y), warn=True))
-
-
-def _joined_lazy(X: dd.DataFrame, y: Any) -> dd.DataFrame:
-    if isinstance(y, dd.DataFrame) and len(y.columns) == 1:
-        y = y[y.columns[0]]
-    if not isinstance(y, dd.Series):
-        raise DataError(
-            f"X is a Dask DataFrame, so y must be a Dask Series or the name of a column of X; got {type(y).__name__}. "
-            "Keep the label in the frame and pass df[features], df['label']."
-        )
-    known = X.known_divisions and y.known_divisions
-    if not known and not are_co_aligned(X.expr, y.expr):  # Dask would shuffle by index, and pair rows by chance
-        raise DataError(
-            f"X ({X.npartitions} partitions) and y ({y.npartitions}) come from different frames of unknown divisions, "
-            "so which label belongs to which row cannot be told. Take both from one frame: X = df[features], "
-            "y = df['label']."
-        )
-    return X.assign(**{LABEL: y})

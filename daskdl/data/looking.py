@@ -6,7 +6,7 @@ import pickle
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 from distributed import Client
 
+from daskdl.data.extras import Columns, describe_extras
 from daskdl.data.frame import to_pandas
 from daskdl.data.schema import ColumnStats, Kinds, describe
-from daskdl.data.schema.target import describe_target
+from daskdl.data.schema.target import describe_targets
 from daskdl.data.schema.values import names_of
 from daskdl.data.sources.base import Chunk, Source
 from daskdl.errors import DataError
+from daskdl.travel import pack, submit
 from daskdl.workers import again_if_lost, workers_of
 
 PIECES_PER_WORKER = 4
@@ -39,6 +41,8 @@ class Look:
         Sum of its sampling weights.
     digest, n_bytes : int
         Checksum and size of a piece of a frame.
+    extras : dict of ColumnStats
+        Between what the values of each role lie.
     """
 
     stats: dict[Any, ColumnStats]
@@ -46,17 +50,31 @@ class Look:
     weight: float = 0.0
     digest: int = 0
     n_bytes: int = 0
+    extras: dict[str, ColumnStats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the first pass is asked to find out."""
+    """What the first pass is asked to find out; ``label`` is a name, a list of several, or None."""
 
     label: Any
     weight: Any
     classes: bool
     moments: bool
     kinds: Kinds
+    extras: Columns = field(default_factory=dict)
+    provenance: Sequence[Any] = ()  # columns that say where a row comes from
+
+    @property
+    def labels(self) -> list[Any]:
+        """Names of all label columns."""
+        return self.label if isinstance(self.label, list) else [] if self.label is None else [self.label]
+
+    @property
+    def aside(self) -> list[Any]:
+        """Names of the columns that are no features."""
+        more = [] if self.weight is None else [self.weight]
+        return [*self.labels, *more, *(name for names in self.extras.values() for name in names), *self.provenance]
 
 
 def look_at(piece: Chunk, asked: Asked) -> Look | DataError:
@@ -65,20 +83,21 @@ def look_at(piece: Chunk, asked: Asked) -> Look | DataError:
     try:
         look = _look(piece, asked)
     except DataError as error:
-        return error
+        return error.named(lambda row: f"row {row:,} of a partition (index {piece.index[row]!r})")
     look.digest = content_digest(piece)
     look.n_bytes = int(piece.memory_usage(deep=True).sum())
     return look
 
 
 def _look(chunk: Chunk, asked: Asked) -> Look:
-    features = [name for name in names_of(chunk) if name not in (asked.label, asked.weight)]
+    aside = set(asked.aside)
+    features = [name for name in names_of(chunk) if name not in aside]
     weights = 0.0 if asked.weight is None else _weight_sum(chunk[asked.weight])
     labels = ColumnStats("label", len(chunk))
-    if asked.label is not None:
-        labels = describe_target(chunk[asked.label], asked.classes)
+    if asked.labels:
+        labels = describe_targets([chunk[name] for name in asked.labels], asked.classes)
     stats = {n: describe(chunk[n], asked.moments, asked.kinds.get(n), n) for n in features}
-    return Look(stats, labels, weights)
+    return Look(stats, labels, weights, extras=describe_extras(chunk, asked.extras))
 
 
 def _weight_sum(weights: Any) -> float:
@@ -124,8 +143,8 @@ def look_at_source(source: Source, asked: Asked, client: Client | None) -> list[
 
 
 def _look_on_workers(client: Client, source: Source, runs: list[range], asked: Asked) -> list[Any]:
-    held = client.scatter(source, hash=False)
-    return list(client.gather([client.submit(look_at_groups, held, run, asked, pure=False) for run in runs]))
+    held, packed = client.scatter(pack(source, "the source"), hash=False), pack(asked, "kinds= with what they hold")
+    return list(client.gather([submit(client, look_at_groups, held, run, packed) for run in runs]))
 
 
 def look_at_groups(source: Source, groups: Sequence[int], asked: Asked) -> list[Look] | DataError:
@@ -139,8 +158,13 @@ def look_at_groups(source: Source, groups: Sequence[int], asked: Asked) -> list[
 def _look_at_group(source: Source, group: int, asked: Asked) -> Look:
     count = int(source.counts[group])
     found: Look | None = None
+    at = 0
     for chunk in source.read(group, 0, count):
-        look = _look(chunk, asked)
+        try:
+            look = _look(chunk, asked)
+        except DataError as error:
+            raise error.moved(at).named(partial(source.where_row, group)) from error
+        at += len(chunk)
         found = look if found is None else _merged(found, look)
     if found is None:
         if count:
@@ -160,15 +184,17 @@ def refused(found: Sequence[Any]) -> list[Any]:
 
 
 def _merged(one: Look, other: Look) -> Look:
-    stats, label = merge_looks([one, other])
-    return Look(stats, label, one.weight + other.weight)
+    stats, label, extras = merge_looks([one, other])
+    return Look(stats, label, one.weight + other.weight, extras=extras)
 
 
-def merge_looks(looks: Sequence[Look]) -> tuple[dict[Any, ColumnStats], ColumnStats]:
-    """Combine statistics of features and labels over pieces; types that do not go together are refused."""
-    label = looks[0].label
+def merge_looks(looks: Sequence[Look]) -> tuple[dict[Any, ColumnStats], ColumnStats, dict[str, ColumnStats]]:
+    """Combine statistics of features, labels and extras over pieces; types that do not go together are refused."""
+    label, extras = looks[0].label, dict(looks[0].extras)
     for more in looks[1:]:
         label = label.merge(more.label)
+        for role, found in more.extras.items():
+            extras[role] = extras[role].merge(found) if role in extras else found
     seen = [look for look in looks if look.stats]
     stats = {}
     for name in seen[0].stats if seen else ():
@@ -182,4 +208,4 @@ def merge_looks(looks: Sequence[Look]) -> tuple[dict[Any, ColumnStats], ColumnSt
                     f"before: df[{name!r}].astype(...)."
                 ) from error
         stats[name] = merged
-    return stats, label
+    return stats, label, extras

@@ -26,7 +26,8 @@ class Reader(Protocol):
     """Gives the encoded rows of groups.
 
     One that has a method ``open()`` is opened in the task that will read, before it; one that has
-    ``used(group, n, epoch)`` is told when rows it gave have been copied.
+    ``used(group, n, epoch)`` is told when rows it gave have been copied, and one with ``where_row(group, row)`` is
+    asked for the name of a row that turns out to be broken.
     """
 
     def read(self, group: int, first: int, stop: int, epoch: int) -> Iterator[Block]:
@@ -46,6 +47,11 @@ def tell_used(reader: Reader, window: Window, epoch: int) -> None:
     if hasattr(reader, "used"):
         for group, first, stop in window.segments.tolist():
             reader.used(group, stop - first, epoch)
+
+
+def row_named(reader: Reader, group: int, row: int) -> str:
+    """Say where a row comes from, as far as its reader knows."""
+    return str(reader.where_row(group, row)) if hasattr(reader, "where_row") else f"row {row:,} of partition {group:,}"
 
 
 class Blocks:
@@ -74,6 +80,10 @@ class Encoded:
         ready = deque(blocks)
         while ready:
             yield ready.popleft()
+
+    def where_row(self, group: int, row: int) -> str:
+        """Say which row of the source it is."""
+        return self.source.where_row(group, row)
 
     def _blocks(self, group: int, first: int, stop: int) -> Iterator[Block]:
         for chunk in self.source.read(group, first, stop):
@@ -122,12 +132,15 @@ class Plan:
     ----------
     pieces : list of (Key, int, int)
         Window, first and end row in it; laid end to end they are the batch.
+    starts : dict of Key to int
+        Where in their lane these windows begin.
     over : set of Key
         Windows that no later batch reads.
     """
 
     step: int
     pieces: list[tuple[Key, int, int]] = field(default_factory=list)
+    starts: dict[Key, int] = field(default_factory=dict)
     over: set[Key] = field(default_factory=set)
 
 
@@ -164,6 +177,7 @@ class Windows:
                     self._open[dataset, lane] = key
                     plan.over |= {before} if before else set()
                 plan.pieces.append((key, first - start, min(stop, end) - start))
+                plan.starts[key] = start
                 if stop >= end:  # at the end of an epoch that is every lane's: they go before the next ones come
                     plan.over.add(key)
                 first = min(stop, end)
@@ -231,6 +245,16 @@ class Windows:
         for name, array in (self._loading.pop(key).result() if key in self._loading else {}).items():
             if isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
                 self._spare[name, array.dtype.str, array.shape[1:]].append(array.base)
+
+    def where_row(self, plan: Plan, row: int) -> str:
+        """Say where a row of a batch comes from."""
+        for key, first, stop in plan.pieces:
+            if row < stop - first:
+                dataset, epoch, lane, _ = key
+                group, at = self.parts[dataset].window(lane, epoch, plan.starts[key]).place(first + row)
+                return row_named(self.readers[dataset], group, at)
+            row -= stop - first
+        raise IndexError(f"row {row} is not in the batch")
 
     def close(self) -> None:
         """Let go of what is open, when no thread reads any more: an error's traceback may keep this object."""

@@ -14,7 +14,9 @@ import pyarrow as pa
 from distributed import Client, as_completed, futures_of
 
 from daskdl.data.encoders import Encoder, encode_piece
-from daskdl.data.frame import LABEL, NO_TARGET, Frame, is_lazy, joined, source_label
+from daskdl.data.extras import Columns, Extras, check_extras
+from daskdl.data.frame import LABEL, NO_TARGET, Frame, is_lazy, no_such_column, source_label
+from daskdl.data.joining import joined
 from daskdl.data.looking import Asked, Look, look_at, look_at_source, merge_looks, refused
 from daskdl.data.schema import ColumnStats, Kinds, Missing, Schema
 from daskdl.data.schema.target import Target
@@ -22,6 +24,7 @@ from daskdl.data.sources.base import Source
 from daskdl.data.sources.parquet import ParquetSource
 from daskdl.data.staging.stage import stage
 from daskdl.errors import DataError
+from daskdl.travel import pack, submit
 from daskdl.workers import again_if_lost, workers_of
 
 # Of a frame in memory. The order of the rows follows from how it is cut, so that does not follow from the cluster.
@@ -45,7 +48,9 @@ class Rows:
     label : ColumnStats
         Of all labels; ``looks`` has those of each piece.
     label_name, weight_name : hashable
-        Columns of the pieces that are no features.
+        Columns of the pieces that are no features; a list of several labels.
+    extras : dict
+        The columns of the pieces that hold each role of ``daskdl.data.extras``; no features, either.
     notes : tuple of str
         What the user should know of how they were read.
     frame : DataFrame or None
@@ -60,6 +65,7 @@ class Rows:
     source: Source | None = None
     label_name: Any = LABEL
     weight_name: Any = None
+    extras: Columns = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     frame: Any = None
     counts: list[int] = field(init=False)
@@ -91,12 +97,14 @@ class Rows:
         digests = [self.looks[i].digest for i in numbers]
         if self.client is None:
             return [encode_piece(piece, encoder, digest) for piece, digest in zip(pieces, digests, strict=True)]
-        blocks = []
+        blocks, packed = [], pack(encoder, "kinds= with what they hold")
+        source = pack(self.source, "the source") if self.source is not None else None
         for i, number in enumerate(numbers):
             piece, pieces[i] = pieces[i], None
             places = workers(number)
-            submit = {"workers": places, "allow_other_workers": bool(places), "pure": False}
-            blocks.append(self.client.submit(encode_piece, piece, encoder, digests[i], **submit))
+            where = {"workers": places, "allow_other_workers": bool(places)}
+            piece = (source, number) if source is not None else piece
+            blocks.append(submit(self.client, encode_piece, piece, packed, digests[i], **where))
         return blocks
 
     def _pieces_again(self, numbers: Sequence[int]) -> list[Any]:
@@ -121,6 +129,8 @@ def read_rows(
     moments: bool = True,
     weight: Any = None,
     kinds: Kinds | None = None,
+    extras: Extras | None = None,
+    several: bool = False,
 ) -> Rows:
     """Look at all rows once and learn what there is: types, ranges, categories, missing values, labels.
 
@@ -141,6 +151,11 @@ def read_rows(
         Column of sampling weights, which is no feature.
     kinds : dict, optional
         How columns are to be read, where it is not to be found out; see ``Schema.learn``.
+    extras : dict, optional
+        What else each row has, by its role (``sample_weight``, ``base_margin``, ``qid``, ...): as long as ``X``, or the
+        name of a column, which is then no feature. Of a source: the name of a column.
+    several : bool
+        Whether a row may have several labels.
 
     Raises
     ------
@@ -149,10 +164,13 @@ def read_rows(
     """
     asked = Asked(LABEL, weight, classes, moments, kinds or {})
     if isinstance(X, Source):
-        asked = replace(asked, label=None if y is None else source_label(X, y))
+        provenance = [name for name in X.provenance if name not in asked.kinds]
+        asked = replace(asked, extras=source_extras(X, extras or {}), provenance=provenance)
+        asked = replace(asked, label=source_labels(X, y, several))
         _check_weight(X.names, asked)
         return _rows_of_source(X, asked, client)
-    frame = joined(X, y, kinds or {})
+    frame, label, columns = joined(X, y, kinds or {}, extras, several)
+    asked = replace(asked, label=label, extras=columns)
     _check_weight(list(frame.columns), asked)
     if client is None and not is_lazy(frame):
         pieces = _cut(frame)
@@ -164,7 +182,7 @@ def read_rows(
 
 
 def _check_weight(names: Sequence[Any], asked: Asked) -> None:
-    features = [name for name in names if name != asked.label]
+    features = [name for name in names if name not in asked.aside or name == asked.weight]
     if asked.weight is not None and asked.weight not in features:
         raise DataError(
             f"sampling={asked.weight!r} is no column of X beside the label; the others are {features[:20]}. Give the "
@@ -172,12 +190,39 @@ def _check_weight(names: Sequence[Any], asked: Asked) -> None:
         )
 
 
+def source_labels(X: Source, y: Any, several: bool) -> Any:
+    """Return the name of the label column of a source, or a list of several, or None."""
+    if several and isinstance(y, (list, tuple)):
+        return [source_label(X, name) for name in y]
+    return None if y is None else source_label(X, y)
+
+
+def source_extras(X: Source, extras: Extras) -> Columns:
+    """Return the columns of a source that hold each role, or refuse them."""
+    columns: dict[str, tuple[Any, ...]] = {}
+    for role, names in extras.items():
+        columns[role] = tuple(names) if isinstance(names, (list, tuple)) else (names,)
+        for name in columns[role]:
+            if not isinstance(name, str):
+                raise DataError(
+                    f"X is a {type(X).__name__}, so {role} must be the name of one of its columns, got "
+                    f"{type(name).__name__}. The columns are {X.names[:20]}."
+                )
+            if name not in X.names:
+                raise DataError(no_such_column(f"{role} column", name, X.names, role))
+    return columns
+
+
 def _rows(pieces: list[Any], looks: list[Look], asked: Asked, client: Client | None, **more: Any) -> Rows:
-    return Rows(pieces, looks, *merge_looks(looks), client, label_name=asked.label, weight_name=asked.weight, **more)
+    stats, label, extras = merge_looks(looks)
+    check_extras(extras)
+    names = {"label_name": asked.label, "weight_name": asked.weight, "extras": asked.extras}
+    return Rows(pieces, looks, stats, label, client, **names, **more)
 
 
 def _rows_of_source(source: Source, asked: Asked, client: Client | None, **more: Any) -> Rows:
     pieces: list[Any] = [(source, group) for group in range(len(source.counts))]
+    more = {"notes": source.notes, **more}
     return _rows(pieces, look_at_source(source, asked, client), asked, client, source=source, **more)
 
 
@@ -215,7 +260,8 @@ def _pieces_and_looks(frame: Frame, asked: Asked, client: Client | None) -> tupl
 def _looks(pieces: list[Any], asked: Asked, client: Client | None) -> list[Look] | None:
     """Look at all partitions; None as soon as it is clear that they will not fit into memory together."""
     assert client is not None
-    futures = [client.submit(look_at, piece, asked, pure=False) for piece in pieces]
+    packed = pack(asked, "kinds= with what they hold")
+    futures = [submit(client, look_at, piece, packed) for piece in pieces]
     room = HELD_SHARE * sum(w["memory_limit"] or np.inf for w in workers_of(client).values())
     seen = 0
     for n, future in enumerate(as_completed(futures, raise_errors=False), start=1):
@@ -249,8 +295,13 @@ def _cut(frame: pd.DataFrame) -> list[pd.DataFrame]:
 def learn(
     rows: Rows, label_name: Any, *, classes: bool, missing: Missing, kinds: Kinds | None = None
 ) -> tuple[Schema, Target]:
-    """Learn the schema and the target from what was seen; refuses data that nothing can be learned from."""
+    """Learn the schema and the target from what was seen; refuses data that nothing can be learned from.
+
+    ``label_name`` is for messages; of several labels the list of their names, or they are ``y0``, ``y1``, ...
+    """
     if rows.label_name is None:
         raise ValueError(NO_TARGET)
+    if isinstance(rows.label_name, list) and not isinstance(label_name, list):
+        label_name = [f"y{i}" for i in range(len(rows.label_name))]
     target = Target.from_stats(label_name, rows.label, classes)
     return Schema.from_stats(rows.stats, missing, kinds), target

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from daskdl.data.arrays import Block, Ints, take
 from daskdl.data.order import philox
-from daskdl.data.reading import Reader, open_reader
+from daskdl.data.reading import Reader, open_reader, row_named
 
 MARGIN = 1e-4  # of a pick, in which the sums of the weights of a group may be rounded
 WEIGHT = "__weight__"  # the field of a block that holds its rows' weights; no field of a batch
@@ -121,6 +121,10 @@ class Weighted:
     def open(self) -> None:
         """Open the reader of all rows."""
         open_reader(self.reader)
+
+    def where_row(self, group: int, row: int) -> str:
+        """Say in which group a pick lies; which of its rows it is would take to go through the weights again."""
+        return f"a row of the group of {row_named(self.reader, group, 0)}"
 
     def used(self, group: int, n: int, epoch: int) -> None:
         """Pass on that picks were copied out: a block is done with when all picks from it are."""

@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
 from daskdl.data.frame import NO_TARGET, as_frame, is_lazy, label_column, source_label
+from daskdl.data.joining import label_names
 from daskdl.data.rows import Rows, learn, read_rows
 from daskdl.data.schema import Schema
 from daskdl.data.schema.target import Target
@@ -63,13 +64,13 @@ class DaskEstimator(BaseEstimator):
 
     # -- fit --------------------------------------------------------------------------------------------------
 
-    def _read(self, X: Any, y: Any, client: Any, moments: bool, weight: str | None = None, kinds: Any = None) -> Rows:
-        """Read and learn: sets ``schema_``, ``target_`` and scikit-learn's fitted attributes."""
-        classes = isinstance(self, ClassifierMixin)
+    def _read(self, X: Any, y: Any, client: Any, **how: Any) -> Rows:
+        """Read and learn, ``how`` as in ``read_rows``: sets ``schema_``, ``target_`` and what scikit-learn knows."""
+        classes, kinds = isinstance(self, ClassifierMixin), how.get("kinds")
         if y is None:
             raise ValueError(NO_TARGET)
-        rows = read_rows(X, y, classes=classes, client=client, moments=moments, weight=weight, kinds=kinds)
-        name = y if isinstance(y, str) else getattr(y, "name", None)
+        rows = read_rows(X, y, classes=classes, client=client, **how)
+        name = label_names(y)
         self.schema_, self.target_ = learn(rows, name, classes=classes, missing=self.missing, kinds=kinds)
         self.n_features_in_ = len(self.schema_.columns)
         self.__dict__.pop("feature_names_in_", None)
@@ -110,8 +111,12 @@ class DaskEstimator(BaseEstimator):
 
     def _predict(self, X: Any, what: str) -> Any:
         check_is_fitted(self, "model_")
+        aside = [n for n in X.provenance if n not in self.schema_.names] if isinstance(X, Source) else []
         X = self._with_fit_names(X)
-        return predict(Predictor(self.model_, self.schema_, self.target_, type(self)._outputs), X, what)
+        return predict(self._predictor(), X, what, aside)
+
+    def _predictor(self) -> Predictor:
+        return Predictor(self.model_, self.schema_, self.target_, type(self)._outputs, self.target_.names)
 
     def _without_weights(self, X: Any) -> Any:
         """Drop the column of sampling weights: it is no feature."""
@@ -121,17 +126,18 @@ class DaskEstimator(BaseEstimator):
     def _is_weight(self, name: Any) -> bool:
         return name == getattr(self, "sampling", None) and name not in self.schema_.names
 
-    def _read_lazily(self, X: Source) -> tuple[Any, Any]:
-        """Return the rows of a source, and those of their columns that were in fit: no label, no weights."""
+    def _read_lazily(self, X: Source) -> Any:
+        """Return the rows of a source, with the columns that were in fit or say where a row comes from."""
         if not X.n_rows:
             raise DataError(f"{X!r} has no rows; there is nothing to predict. Look at its path and filters.")
         frame = X.to_dask()
-        return frame, frame[[name for name in self.schema_.names if name in frame.columns]]
+        beside = [name for name in X.provenance if name not in self.schema_.names]
+        return frame[[name for name in (*self.schema_.names, *beside) if name in frame.columns]]
 
     def _with_fit_names(self, X: Any) -> Any:
         """An array has no names: it must have as many columns as in fit, and gets their names."""
         if isinstance(X, Source):
-            return self._read_lazily(X)[1]
+            return self._read_lazily(X)
         X = self._without_weights(X)
         frame = as_frame(X)
         if not hasattr(X, "columns"):
@@ -153,7 +159,8 @@ class DaskEstimator(BaseEstimator):
         Returns
         -------
         dask.dataframe.Series or array of shape (n_rows,)
-            Lazy for a Dask frame or a source: predicted on the workers when it is computed. Else computed here.
+            Lazy for a Dask frame or a source: predicted on the workers when it is computed. Else computed here. Of
+            several labels or outputs: a frame with a column for each, or an array of shape (n_rows, n_outputs).
 
         Raises
         ------
@@ -221,7 +228,8 @@ class DaskClassifier(ClassifierMixin, DaskEstimator):
         Returns
         -------
         dask.dataframe.DataFrame or array of shape (n_rows, n_classes)
-            Lazy for a Dask frame, one column per class, with the frame's index. Else computed here.
+            Lazy for a Dask frame: one column per class in the order of ``classes_``, named by the class as text, with
+            the frame's index. Else computed here.
         """
         return self._predict(X, "probabilities")
 
@@ -246,8 +254,7 @@ def _compared(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
     check_is_fitted(estimator, "model_")
     if isinstance(X, Source):
         name = source_label(X, y)
-        frame, X = estimator._read_lazily(X)
-        y = frame[name]
+        return dask.compute(X.to_dask()[name], estimator.predict(X))
     elif isinstance(y, str):
         X, y = label_column(X, y)
     if is_lazy(X):

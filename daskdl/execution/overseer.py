@@ -23,8 +23,8 @@ from tornado.ioloop import PeriodicCallback
 from daskdl.errors import WorkerLost
 from daskdl.execution.holders import OVERSEER, Holders
 from daskdl.execution.obituary import BLOCKED, STOPPED, UNREACHABLE, Death, told
+from daskdl.execution.queue import queue_of
 from daskdl.execution.ranks import end_gangs, gangs_of, stop_gangs
-from daskdl.execution.seats import SEPARATOR, seats_of_client
 from daskdl.execution.witness import EXITS, Witness, kill_worker, look_at_worker
 from daskdl.execution.words import STOP, put_word
 from daskdl.tracking.record import TOPIC
@@ -195,8 +195,8 @@ class Overseer(SchedulerPlugin):
 
     def _tick(self) -> None:
         """Look at the workers that runs hold."""
-        workers, locks = self.scheduler.workers, self.scheduler.extensions["multi_locks"].locks
-        held = {name: workers[name] for name, users in list(locks.items()) if users and name in workers}
+        workers = self.scheduler.workers
+        held = {name: workers[name] for name in queue_of(self.scheduler).held if name in workers}
         for worker, ws in held.items():
             samples = self._memory.setdefault(worker, deque(maxlen=MEMORY_SAMPLES))
             if not samples or samples[-1][0] < ws.last_seen:
@@ -257,20 +257,16 @@ class Overseer(SchedulerPlugin):
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """Stop what a client has left behind, unless it comes back."""
-        if client in self.runs or self._held_by(client):
+        if client in self.runs or queue_of(scheduler).held_by(client):
             self.spawn(self._clear_up(client))
-
-    def _held_by(self, client: str) -> list[str]:
-        """Workers that a client holds."""
-        locks = self.scheduler.extensions["multi_locks"].locks
-        return [name for name, users in list(locks.items()) if users and f"{SEPARATOR}{client}{SEPARATOR}" in users[0]]
 
     async def _clear_up(self, client: str) -> None:
         """Have the ranks of a client commit and stop, and give its workers back."""
         await asyncio.sleep(RETURN_SECONDS)
         if client in self.scheduler.clients:
             return
-        workers, runs = self._held_by(client), self.runs.pop(client, {})
+        queue = queue_of(self.scheduler)
+        workers, runs = queue.held_by(client), self.runs.pop(client, {})
         for run in runs:
             await self._ask_those_left(workers, put_word, run, STOP)
         if runs:
@@ -284,7 +280,7 @@ class Overseer(SchedulerPlugin):
             told = {"run": run, "kind": "end", "time": time.time(), "state": "failed", "error": why}
             self.scheduler.log_event(TOPIC, told)
             self.holders.end(run)
-        seats_of_client(self.scheduler, client)
+        queue.end_client(client)
 
     async def _until_idle(self, workers: list[str], client: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -380,6 +380,8 @@ def _zero_and_one(stats: ColumnStats, ones: int) -> bool:
 
 def _same_moments(look: Look, name: Any) -> bool:
     stats, label = look.stats.get(name), look.label
+    if isinstance(label.m2, np.ndarray):  # of several labels
+        return False
     if stats is None or stats.kind != "number" or not label.m2 or stats.n_seen != label.n_seen:
         return False
     return bool(np.isclose(stats.mean, label.mean, rtol=1e-12) and np.isclose(stats.m2, label.m2, rtol=1e-12))

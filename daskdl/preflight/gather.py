@@ -19,7 +19,8 @@ import pyarrow as pa
 from dask.dataframe.utils import has_known_categories
 from distributed import Client, wait
 
-from daskdl.data.frame import LABEL, is_lazy, joined, label_column, source_label
+from daskdl.data.frame import LABEL, NO_TARGET, is_lazy, label_column, source_label
+from daskdl.data.joining import joined
 from daskdl.data.schema import column_kind
 from daskdl.data.schema.stats import ColumnStats
 from daskdl.data.sources.base import Source
@@ -89,6 +90,8 @@ class Gathering:
 
     def _arranged(self, X: Any, y: Any) -> Any:
         """Return the rows with their label; refuses wrong arguments, and notes columns that cannot be read."""
+        if y is None:
+            raise ValueError(NO_TARGET)
         if isinstance(X, (pa.Table, pa.RecordBatch)):
             X = X.to_pandas(types_mapper=pd.ArrowDtype)
         if isinstance(X, Source):
@@ -100,7 +103,7 @@ class Gathering:
         X, y = self._split(X, y)
         if X is None:
             return None
-        frame = joined(X, y)
+        frame = joined(X, y)[0]
         self.facts.label_name = getattr(y, "name", None)
         self.facts.kinds = {n: column_kind(n, d) for n, d in frame.dtypes.items() if n != LABEL}
         if is_lazy(frame):

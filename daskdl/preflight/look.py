@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,13 +73,15 @@ def look(piece: Any, label: Any = LABEL, label_name: Any = None, seconds: float 
     """
     deadline = time.perf_counter() + seconds
     frame, n_rows = rows_of(piece)
+    if isinstance(piece, tuple):
+        frame = frame.drop(columns=[name for name in piece[0].provenance if name in frame and name != label])
     sample = frame.iloc[:: max(1, -(-len(frame) // most_rows(frame.shape[1])))]
     per_row = sample.memory_usage(deep=True, index=False).sum() / max(1, len(sample))
     seen = Seen(n_rows, len(sample), float(per_row) * n_rows)
     if not n_rows:
         return seen
     _see_label(seen, frame[label], label_name)
-    _see_columns(seen, sample.drop(columns=[label]))
+    _see_columns(seen, sample.drop(columns=[label]), partial(_place, piece, sample))
     seen.identifiers = [n for n in seen.columns if _all_differ(sample[n], seen.columns[n])]
     known = sample[sample[label].notna()].iloc[:PAIR_ROWS]
     seen.leaks = leaks(known[list(seen.columns)], known[label], seen.task, deadline)
@@ -102,14 +105,20 @@ def rows_of(piece: Any) -> tuple[pd.DataFrame, int]:
     return (pd.concat(chunks, ignore_index=True) if chunks else source.head(0)), n
 
 
-def _see_columns(seen: Seen, sample: pd.DataFrame) -> None:
+def _place(piece: Any, sample: pd.DataFrame, row: int) -> str:
+    """Say where a row that was looked at comes from."""
+    index = sample.index[row]
+    return piece[0].where_row(piece[1], int(index)) if isinstance(piece, tuple) else f"the row of index {index!r}"
+
+
+def _see_columns(seen: Seen, sample: pd.DataFrame, place: Callable[[int], str]) -> None:
     began = time.perf_counter()
     for name in sample.columns:
         try:
             stats = describe(sample[name])
             learn_column(name, stats, "impute", None)
         except DataError as error:
-            seen.refused[name] = str(error)
+            seen.refused[name] = str(error.named(place))
         else:
             seen.columns[name] = stats
     seen.per_second = len(sample) / max(1e-6, time.perf_counter() - began)

@@ -14,6 +14,7 @@ import psutil
 from distributed import Client
 
 from daskdl.execution import deposits
+from daskdl.execution.queue import queue_of
 from daskdl.execution.seats import holders
 
 from .outside import pids_of
@@ -48,13 +49,13 @@ def of_worker() -> dict[str, Any]:
 
 
 def of_scheduler(dask_scheduler: Any) -> dict[str, Any]:
-    """Tasks, runs that are watched, and locks."""
-    overseer = dask_scheduler.plugins.get("daskdl-overseer")
+    """Tasks, runs that are watched, and seats."""
+    overseer, queue = dask_scheduler.plugins.get("daskdl-overseer"), queue_of(dask_scheduler)
     held = {
         "tasks": sorted(map(str, dask_scheduler.tasks))[:5],
         "watched runs": len(overseer.runs) if overseer is not None else 0,
         "holders of deposits": len(overseer.holders.chosen) if overseer is not None else 0,
-        "requests for seats": len(dask_scheduler.extensions["multi_locks"].requests),
+        "requests for seats": len(queue.waiting) + len(queue.held),
     }
     return {name: found for name, found in held.items() if found}
 

@@ -22,6 +22,7 @@ from processes import wait_until
 import daskdl
 from daskdl.execution import deposits
 from daskdl.execution.holders import deposits_of
+from daskdl.execution.queue import queue_of
 from daskdl.training.commit import Commit, _pack, _unpack
 
 pytestmark = pytest.mark.cluster
@@ -239,8 +240,7 @@ def test_boosting_alone_goes_on_from_what_another_process_holds(two: Client, pla
 
 
 def _seated(dask_scheduler: Any) -> list[str]:
-    locks = dask_scheduler.extensions["multi_locks"].locks
-    return [name for name, users in locks.items() if users and name in dask_scheduler.workers]
+    return list(queue_of(dask_scheduler).held)
 
 
 CLIENT = """

@@ -12,14 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
 
+from daskdl.data.schema.pictures import Pixels, decode_image, image_shape
 from daskdl.data.schema.values import blobs, is_missing, lists, plain
 from daskdl.errors import DataError
 
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 Arrays = npt.NDArray[Any] | Sequence[Any]
-Pixels = npt.NDArray[np.uint8]
 
 # -- arrays -------------------------------------------------------------------------------------------------------
 
@@ -204,7 +202,7 @@ def _encode_image(pixels: Any, format: str, quality: int) -> bytes | None:
 
 
 def read_images(column: Any, pool: Executor | None = None) -> list[Pixels | None]:
-    """Decode a column of PNG or JPEG bytes, each image in its own size.
+    """Decode a column of compressed images, each in its own size; see ``decode_image`` of ``schema.pictures``.
 
     Parameters
     ----------
@@ -220,7 +218,7 @@ def read_images(column: Any, pool: Executor | None = None) -> list[Pixels | None
     Raises
     ------
     DataError
-        Bytes that are no PNG or JPEG.
+        Bytes that are no image.
 
     Examples
     --------
@@ -236,63 +234,3 @@ def _decode_own_size(data: bytes | None) -> Pixels | None:
     channels, height, width = image_shape(data)
     pixels = decode_image(data, height, width, channels)
     return pixels[0] if channels == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
-
-
-def image_shape(data: bytes) -> tuple[int, int, int]:
-    """Read (channels, height, width) from the head of a PNG or JPEG; channels are 1 for a grey image, else 3.
-
-    Raises
-    ------
-    DataError
-        The bytes are no PNG or JPEG.
-
-    Examples
-    --------
-    >>> image_shape(encode_images(np.zeros((1, 8, 6, 3), dtype=np.uint8))[0].as_py())
-    (3, 8, 6)
-    """
-    with _opened(data) as image:
-        return 1 if image.mode in ("1", "L", "I", "I;16", "F") else 3, image.height, image.width
-
-
-def decode_image(data: bytes, height: int, width: int, channels: int = 3) -> Pixels:
-    """Decode a PNG or JPEG to a size: shape (channels, height, width). An alpha channel is left out.
-
-    A JPEG is decoded at the smallest of its built-in scales that is large enough, then resized (bilinear).
-
-    Raises
-    ------
-    DataError
-        The bytes are no PNG or JPEG, or are cut off.
-
-    Examples
-    --------
-    >>> data = encode_images(np.full((1, 8, 6, 3), 9, dtype=np.uint8))[0].as_py()
-    >>> decode_image(data, 4, 3).shape
-    (3, 4, 3)
-    """
-    mode = "L" if channels == 1 else "RGB"
-    with _opened(data) as image:
-        try:
-            image.draft(mode, (width, height))
-            found: Pillow.Image = image if image.mode == mode else image.convert(mode)
-            if found.size != (width, height):
-                found = found.resize((width, height), Pillow.Resampling.BILINEAR)
-            pixels = np.asarray(found)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(
-                f"an image of {len(data):,} bytes cannot be decoded: {error}. It may be cut off; leave such rows out."
-            ) from error
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def _opened(data: bytes) -> Pillow.Image:
-    if not data.startswith((PNG, JPEG)):
-        raise DataError(
-            f"bytes that begin with {data[:8]!r} are neither PNG nor JPEG, so they are read as no image. Encode them, "
-            "daskdl.data.schema.codecs.encode_images, or leave the column out."
-        )
-    try:
-        return Pillow.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DataError(f"an image of {len(data):,} bytes has a broken head: {error}. Leave such rows out.") from error

@@ -44,7 +44,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Image:
-    """PNG or JPEG bytes, decoded and resized once per batch to uint8 of shape (channels, height, width).
+    """Compressed images (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM), decoded and resized once per batch to uint8 of shape (channels, height, width).
 
     Parameters
     ----------

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from daskdl.data.arrays import Array as Rows
 from daskdl.data.arrays import Ragged
-from daskdl.data.schema.codecs import decode_image
 from daskdl.data.schema.fields import Field, Finished, padded, padded_example, show
 from daskdl.data.schema.kinds import Image, Kind, Text
+from daskdl.data.schema.pictures import decode_image
 from daskdl.data.schema.stats import ColumnStats
 from daskdl.data.schema.text import HashingTokenizer, Tokenizer, as_tokenizer, ragged, tokenizer_from_dict
 from daskdl.data.schema.values import Values, blobs, strings
@@ -22,7 +22,7 @@ from daskdl.errors import DataError
 
 @dataclass(frozen=True)
 class ImageColumn(Field):
-    """PNG or JPEG bytes, decoded and resized once per batch to uint8; a missing one is black."""
+    """Compressed images, decoded and resized once per batch to uint8; a missing one is black."""
 
     height: int = 0
     width: int = 0
@@ -75,17 +75,17 @@ class ImageColumn(Field):
 
         def decode(i: int) -> None:
             if rows[i] is not None:
-                out[i] = self._decoded(rows[i])
+                out[i] = self._decoded(rows[i], i)
 
         for _ in (pool.map if pool else map)(decode, range(len(rows))):
             pass  # the first error is raised here
         return {self.field: out}
 
-    def _decoded(self, data: bytes) -> npt.NDArray[np.uint8]:
+    def _decoded(self, data: bytes, row: int) -> npt.NDArray[np.uint8]:
         try:
             return decode_image(data, self.height, self.width, self.channels)
         except DataError as error:
-            raise DataError(f"column {self.name!r}: {error}") from error
+            raise DataError(f"column {self.name!r}: {error}", rows=(row,)) from error
 
     def example(self, n: int) -> Finished:
         """Black images."""

@@ -12,8 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from daskdl.data.schema.codecs import image_shape
-from daskdl.data.schema.kinds import Image, Kind, column_kind, kind_name, object_kind
+from daskdl.data.schema.kinds import Kind, column_kind, kind_name, object_kind
+from daskdl.data.schema.pictures import check_whole, image_shape
 from daskdl.data.schema.values import Lists, Values, blobs, days, is_missing, lists, numbers, plain, strings
 from daskdl.errors import DataError
 
@@ -158,7 +158,7 @@ def describe(column: Any, moments: bool = True, kind: Kind | None = None, name: 
     try:
         return _DESCRIBE[found](values, moments, kind)
     except DataError as error:
-        raise DataError(f"column {name!r}: {error}") from error
+        raise DataError(f"column {name!r}: {error}", error.rows) from error
     except (TypeError, ValueError, pa.ArrowNotImplementedError) as error:
         raise _unreadable(name, dtype, values, found, kind, error) from error
 
@@ -262,12 +262,21 @@ def _rows_with_nan(found: Lists) -> int:
 
 
 def _describe_image(values: Values, moments: bool, kind: Kind | None) -> ColumnStats:
-    images = [data for data in blobs(values) if data is not None]
-    sized = isinstance(kind, Image) and kind.height is not None
+    """Open the head of every image, so that one that cannot be read is named before anything is launched."""
+    images = blobs(values)
     shape: Shape | None = None
-    for data in images[:1] if sized else images:
-        shape = _merged_shape(shape, image_shape(data))
-    return ColumnStats("image", len(values), len(values) - len(images), shape=shape, dtype="uint8")
+    broken: dict[int, DataError] = {}
+    for row, data in enumerate(images):
+        try:
+            if data is not None:
+                shape = _merged_shape(shape, image_shape(data))
+                check_whole(data)
+        except DataError as error:
+            broken[row] = error
+    if broken:
+        raise DataError(str(next(iter(broken.values()))), list(broken))
+    missing = sum(data is None for data in images)
+    return ColumnStats("image", len(values), missing, shape=shape, dtype="uint8")
 
 
 def _describe_text(values: Values, moments: bool, kind: Kind | None) -> ColumnStats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -57,6 +57,18 @@ def describe_target(y: Any, classes: bool) -> ColumnStats:
     if len(known):
         stats.mean = float(known.mean())
         stats.m2 = float(((known - stats.mean) ** 2).sum())
+        stats.low, stats.high = float(known.min()), float(known.max())
+    return stats
+
+
+def describe_targets(columns: Sequence[Any], classes: bool) -> ColumnStats:
+    """Gather the same of several labels of a row: ``mean`` and ``m2`` are then arrays of shape (n_targets,)."""
+    if len(columns) == 1:
+        return describe_target(columns[0], classes)
+    each = [describe_target(column, classes) for column in columns]
+    stats = ColumnStats("label", each[0].n, sum(s.n_missing for s in each), sum(s.n_infinite for s in each))
+    stats.mean, stats.m2 = np.array([s.mean for s in each]), np.array([s.m2 for s in each])  # type: ignore[assignment]
+    stats.low, stats.high = min(s.low for s in each), max(s.high for s in each)
     return stats
 
 
@@ -68,13 +80,16 @@ class Target:
     ----------
     classes : array of shape (n_classes,) or None
         Sorted class labels of a classification; None for a regression.
-    mean, scale : float
-        A regression's label ``y`` becomes ``(y - mean) / scale``.
+    mean, scale : float, or array of shape (n_targets,)
+        A regression's label ``y`` becomes ``(y - mean) / scale``; of several labels each has its own.
+    names : tuple
+        Of several labels.
     """
 
     classes: npt.NDArray[Any] | None
-    mean: float = 0.0
-    scale: float = 1.0
+    mean: Any = 0.0
+    scale: Any = 1.0
+    names: tuple[Any, ...] = ()
 
     @classmethod
     def from_stats(cls, name: Any, stats: ColumnStats, classes: bool) -> Target:
@@ -89,6 +104,8 @@ class Target:
             )
         if not classes:
             scale = (stats.m2 / stats.n) ** 0.5
+            if isinstance(scale, np.ndarray):
+                return cls(None, stats.mean, np.where(scale > 0, scale, 1.0), tuple(name))
             return cls(None, stats.mean, scale if scale > 0 else 1.0)
         found = list(stats.values)
         if len(found) < 2:
@@ -107,6 +124,11 @@ class Target:
             raise DataError(
                 f"label {name!r} mixes types: {[type(v).__name__ for v in found[:5]]}. Give all classes one type."
             ) from error
+
+    @property
+    def n_targets(self) -> int:
+        """Labels of a row."""
+        return len(self.names) or 1
 
     @property
     def n_classes(self) -> int:
@@ -146,6 +168,11 @@ class Target:
             )
         return codes.astype(np.int64) - 1
 
+    def encode_several(self, columns: Sequence[Any]) -> npt.NDArray[np.float32]:
+        """Encode several labels of a row: shape (n_rows, n_targets)."""
+        each = zip(columns, self.mean, self.scale, strict=True)
+        return np.stack([Target(None, float(mean), float(scale)).encode(y) for y, mean, scale in each], axis=1)
+
     def _standardised(self, values: Any, y: Any) -> npt.NDArray[np.float32]:
         try:
             x = numbers(values)
@@ -159,13 +186,16 @@ class Target:
         """Return plain values that JSON can hold."""
         classes = None if self.classes is None else self.classes.tolist()
         dtype = None if self.classes is None else str(self.classes.dtype)
-        return {"classes": classes, "dtype": dtype, "mean": self.mean, "scale": self.scale}
+        mean, scale = (np.asarray(v, dtype=np.float64).tolist() for v in (self.mean, self.scale))
+        return {"classes": classes, "dtype": dtype, "mean": mean, "scale": scale, "names": list(self.names)}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Target:
         """Undo ``to_dict``."""
         classes = None if state["classes"] is None else np.array(state["classes"], dtype=state["dtype"])
-        return cls(classes, state["mean"], state["scale"])
+        names = tuple(state.get("names", ()))
+        mean, scale = (np.array(state[key]) if names else state[key] for key in ("mean", "scale"))
+        return cls(classes, mean, scale, names)
 
 
 def _python(value: Any) -> Any:

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 
 from daskdl.data.sources.base import WHOLE_GROUP_BYTES, Source
 from daskdl.data.sources.filters import Filters, may_match, normal_form
+from daskdl.data.sources.hive import Keys, keys_in_paths, root_of
+from daskdl.data.sources.parquet_columns import common_types, file_schemas, index_columns, row_bytes
 from daskdl.data.sources.remote import CHANGED, Tries, find_files, resumed, retried, storage, version
 from daskdl.data.staging.leases import is_local
 from daskdl.errors import DataError
@@ -27,9 +29,6 @@ PREBUFFER_BYTES = 1 << 26  # a remote row group up to this size is fetched in fe
 FOOTER_THREADS = 16
 CHUNK_BYTES = 6 << 20
 MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 256, 65_536
-LOOKED_GROUPS = 64  # row groups whose footers tell how long lists and texts are
-OFFSET_BYTES = 4
-WIDTHS = {"BOOLEAN": 0.125, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 8}  # of a decoded value
 SUFFIXES = (".parquet", ".parq", ".pq")
 
 
@@ -47,28 +46,28 @@ class DataFile:
         Changes when the file is written again: modification time or entity tag.
     digest : str
         Hash of the footer and what lies just before it.
-    constants : dict
-        Columns whose value is in the path, as in ``year=2013/part-0.parquet``.
     """
 
     path: str
     size: int
     version: str
     digest: str
-    constants: dict[str, Any]
 
 
 class ParquetSource(Source):
     """Rows of Parquet files, read where and when they are needed; a group is a row group.
 
     Making one reads the footers only (and, with ``filters``, the columns they name, to count the rows they leave).
+    Files may have their columns in any order and lack some, whose values are then missing there; a column that is a
+    whole number in one file and a fraction in another is one of fractions. Keys in the path below what was given,
+    ``year=2013/part-0.parquet``, are categories, as pandas and Dask read them.
 
     Parameters
     ----------
     path : str or list of str
         A file, a folder, a glob pattern or a list of these, with the protocol of any fsspec file system.
     columns : list of str, optional
-        All by default.
+        All by default, but for the index that pandas or Dask has written: name it here to have it as a column.
     filters : list of (column, operator, value), or list of lists of these, optional
         As in ``dask.dataframe.read_parquet``: all of an inner list, any of the outer one. Applied row by row; row
         groups that cannot match by their statistics are not read.
@@ -78,7 +77,7 @@ class ParquetSource(Source):
     Raises
     ------
     DataError
-        No file is found, a file is no Parquet file, or files have different columns.
+        No file is found, a file is no Parquet file, or a column has types in two files that do not go together.
 
     Examples
     --------
@@ -98,21 +97,23 @@ class ParquetSource(Source):
         self._url = path if isinstance(path, str) else next(iter(path), "")
         self._options = storage(self._url, storage_options)
         self._filters = normal_form(filters)
-        paths = find_files(path, self._options, SUFFIXES)[1]
+        fs, paths = find_files(path, self._options, SUFFIXES)
         with ThreadPoolExecutor(FOOTER_THREADS, "daskdl-footers") as pool:
-            footers = list(pool.map(self._footer, paths))
-        self.files = [file for file, _ in footers]
-        self._schema, self.columns = self._same_columns([footer for _, footer in footers], columns)
-        groups = [(f, g) for f, (_, footer) in enumerate(footers) for g in range(footer.num_row_groups)]
+            found = list(pool.map(self._footer, paths))
+        self.files, footers = [file for file, _ in found], [footer for _, footer in found]
+        given = [fs._strip_protocol(one) for one in ([path] if isinstance(path, str) else path)]
+        self._keys = keys_in_paths([root_of(one, paths) for one in given], paths)
+        self._key_values = _key_values(self._keys)
+        self._types, self.columns = self._columns_of(footers, columns)
+        groups = [(f, g) for f, footer in enumerate(footers) for g in range(footer.num_row_groups)]
         self._groups = np.array(groups, dtype=np.int64).reshape(-1, 2)
-        rows = [footer.row_group(g).num_rows for _, footer in footers for g in range(footer.num_row_groups)]
-        self._raw_counts = np.array(rows, dtype=np.int64)
+        self._raw_counts = np.array([footers[f].row_group(g).num_rows for f, g in groups], dtype=np.int64)
         self.counts = self._raw_counts
-        self.row_bytes = _row_bytes(self._schema, self.columns, [footer for _, footer in footers])
+        self.row_bytes = row_bytes({name: self._types[name] for name in self.columns}, footers)
         largest = float((self._raw_counts * self.row_bytes).max(initial=0))
         self.open_bytes = largest if largest <= WHOLE_GROUP_BYTES else min(largest, PAGE_BYTES * len(self.columns))
         if self._filters:
-            self.counts = self._count([footer for _, footer in footers])
+            self.counts = self._count(footers)
         self.fingerprint = self._fingerprint()
 
     # -- looking at the files ---------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ class ParquetSource(Source):
                 "again, or leave it out."
             ) from error
         size = int(info["size"])
-        file = DataFile(path, size, version(info), hashlib.blake2b(tail, digest_size=16).hexdigest(), _constants(path))
+        file = DataFile(path, size, version(info), hashlib.blake2b(tail, digest_size=16).hexdigest())
         return file, footer
 
     def _tail(self, path: str) -> tuple[dict[str, Any], bytes]:
@@ -159,32 +160,31 @@ class ParquetSource(Source):
             tail = self._fs.cat_file(path, start=max(0, size - length), end=size)
         return info, tail
 
-    def _same_columns(
+    def _columns_of(
         self, footers: list[pq.FileMetaData], columns: Sequence[str] | None
-    ) -> tuple[pa.Schema, list[str]]:
-        """Check that all files have the columns asked for, of one type."""
-        first = _first_with_rows(footers).schema.to_arrow_schema()
-        constants = {k: pa.scalar(v).type for k, v in self.files[0].constants.items()}
-        names = (
-            [n for n in [*first.names, *constants] if n != "__index_level_0__"] if columns is None else list(columns)
-        )
-        absent = [n for n in names if n not in first.names and n not in constants]
+    ) -> tuple[dict[str, pa.DataType], list[str]]:
+        """Return the columns to be read, with the type they have in all files, and those of them that are asked for."""
+        paths = [file.path for file in self.files]
+        schemas, self._which = file_schemas(paths, footers)
+        self._stored = [schema.types for schema in schemas]
+        told = [schemas[w] for w, footer in zip(self._which, footers, strict=True) if footer.num_rows]
+        told = list({id(schema): schema for schema in told}.values()) or schemas  # no rows: the types may be none
+        keys = {name: pa.dictionary(pa.int32(), values.type) for name, values in self._key_values.items()}
+        have = {name: None for schema in told for name in schema.types} | keys
+        index = index_columns(told)
+        names = [name for name in have if name not in index] if columns is None else list(map(str, columns))
+        needed = list(dict.fromkeys([*names, *self._filter_columns]))
+        absent = [name for name in needed if name not in have]
         if absent:
-            raise DataError(f"columns {absent} are not in {self.files[0].path}; it has {[*first.names, *constants]}.")
-        wanted = [n for n in dict.fromkeys([*names, *self._filter_columns]) if n not in constants]
-        for file, footer in zip(self.files, footers, strict=True):
-            if not footer.num_rows or footer.schema.equals(footers[0].schema):
-                continue
-            found = footer.schema.to_arrow_schema()
-            for name in wanted:
-                there = found.field(name).type if name in found.names else "not there"
-                if there not in (first.field(name).type, pa.null()):  # a column without any value has no type
-                    raise DataError(
-                        f"column {name!r} is {there} in {file.path} and {first.field(name).type} in "
-                        f"{self.files[0].path}: the files must have the same columns. Write them again with one type, "
-                        "or select other columns."
-                    )
-        return first, names
+            raise DataError(f"columns {absent} are not in {paths[0]} or its like; they have {list(have)[:50]}.")
+        if not names:
+            raise DataError(
+                f"{paths[0]} has no columns but its index, {sorted(index)}, which is no feature. Name it to have it: "
+                f"columns={sorted(index)}."
+            )
+        stored = set(needed) - keys.keys()
+        types = common_types([schema.only(stored) for schema in told]) | keys
+        return {name: types[name] for name in needed}, names
 
     def _count(self, footers: list[pq.FileMetaData]) -> np.ndarray:
         """Rows of each group that the filters leave."""
@@ -192,9 +192,7 @@ class ParquetSource(Source):
 
         def count(group: int) -> int:
             f, g = self._groups[group]
-            if not self._raw_counts[group] or not may_match(
-                footers[f].row_group(int(g)), self._filters, self.files[f].constants
-            ):
+            if not self._raw_counts[group] or not may_match(footers[f].row_group(int(g)), self._filters, self._keys[f]):
                 return 0
             return sum(len(chunk) for chunk in self._chunks(group, needed))
 
@@ -203,7 +201,7 @@ class ParquetSource(Source):
 
     def _fingerprint(self) -> str:
         seen = hashlib.sha256()
-        seen.update(repr([(f.size, f.digest, f.constants) for f in self.files]).encode())
+        seen.update(repr([(f.size, f.digest, k) for f, k in zip(self.files, self._keys, strict=True)]).encode())
         seen.update(repr((self.columns, self._filters, self.counts.tolist())).encode())
         return seen.hexdigest()
 
@@ -251,11 +249,10 @@ class ParquetSource(Source):
 
     def _open(self, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         f, g = (int(i) for i in self._groups[group])
-        file = self.files[f]
         needed = list(dict.fromkeys([*columns, *self._filter_columns]))
-        stored = [c for c in needed if c not in file.constants]
+        stored = [c for c in needed if c not in self._key_values and c in self._stored[self._which[f]]]
         expression = pq.filters_to_expression(self._filters) if self._filters else None
-        with self._opened(file) as handle:
+        with self._opened(self.files[f]) as handle:
             reader = pq.ParquetFile(
                 handle,
                 buffer_size=0 if self._prebuffer(group) else TAIL_BYTES,
@@ -264,15 +261,29 @@ class ParquetSource(Source):
             seen = 0
             for batch in reader.iter_batches(self._chunk_rows, row_groups=[g], columns=stored, use_threads=False):
                 seen += len(batch)
-                for name, value in file.constants.items():
-                    if name in needed:
-                        batch = batch.append_column(name, pa.repeat(value, len(batch)))
-                for i in [i for i, column in enumerate(batch.columns) if column.type == pa.null()]:
-                    kind = self._schema.field(batch.schema.names[i])
-                    batch = batch.set_column(i, kind, pa.nulls(len(batch), kind.type))
-                yield (batch.filter(expression) if expression is not None else batch).select(columns)
+                whole = self._whole(batch, f, needed)
+                yield (whole.filter(expression) if expression is not None else whole).select(columns)
             if seen != self._raw_counts[group]:
                 raise OSError(f"it has {seen:,} rows, {self._raw_counts[group]:,} were counted")
+
+    def _whole(self, batch: pa.RecordBatch, file: int, names: list[str]) -> pa.RecordBatch:
+        """Give a batch every column, in the type that it has in all files."""
+        batch = batch.replace_schema_metadata(None)  # the notes of pandas: they would make columns an index
+        stored = self._stored[self._which[file]]
+        if all(stored.get(name) == self._types[name] for name in names):
+            return batch if batch.schema.names == names else batch.select(names)
+        at = {name: i for i, name in enumerate(batch.schema.names)}
+        arrays = []
+        for name in names:
+            kind = self._types[name]
+            if name in self._key_values:
+                found = _key_column(self._key_values[name], self._keys[file].get(name), len(batch))
+            elif name not in at:
+                found = pa.nulls(len(batch), kind)
+            else:
+                found = batch.column(at[name])
+            arrays.append(found if found.type == kind else _cast(found, kind))
+        return pa.RecordBatch.from_arrays(arrays, names)
 
     @property
     def _chunk_rows(self) -> int:
@@ -300,61 +311,19 @@ class ParquetSource(Source):
             )
 
 
-def _first_with_rows(footers: list[pq.FileMetaData]) -> pq.FileMetaData:
-    """Footer that tells the types of the columns: a file without rows may not know them."""
-    return next((footer for footer in footers if footer.num_rows), footers[0])
+def _key_values(keys: list[Keys]) -> dict[str, pa.Array]:
+    """Return the values of each key in the paths, sorted: its categories."""
+    names = dict.fromkeys(name for one in keys for name in one)
+    found = {name: sorted({one[name] for one in keys if one.get(name) is not None}) for name in names}
+    return {name: pa.array(values) for name, values in found.items()}
 
 
-def _constants(path: str) -> dict[str, Any]:
-    """Columns in a path, ``.../year=2013/month=1/...``; whole numbers become numbers."""
-    pairs = [part.split("=", 1) for part in path.split("/")[:-1] if "=" in part]
-    return {name: int(value) if value.lstrip("-").isdigit() else value for name, value in pairs}
+def _key_column(values: pa.Array, value: Any, n_rows: int) -> pa.DictionaryArray:
+    code = pa.scalar(None if value is None else values.index(value).as_py(), pa.int32())
+    return pa.DictionaryArray.from_arrays(pa.repeat(code, n_rows), values)
 
 
-def _row_bytes(schema: pa.Schema, columns: list[str], footers: Sequence[pq.FileMetaData]) -> float:
-    """Bytes of a decoded row: the width of its types, and of the others what some footers say of their values."""
-    widths = {name: _width(schema.field(name).type) for name in columns if name in schema.names}
-    others = tuple(f"{name}." for name, width in widths.items() if width is None)
-    fixed = sum(width for width in widths.values() if width is not None)
-    return max(1.0, fixed + (_other_bytes(others, footers) if others else 0.0))
-
-
-def _width(kind: pa.DataType) -> int | None:
-    try:
-        return max(1, kind.bit_width // 8)
-    except ValueError:
-        return None
-
-
-def _other_bytes(columns: tuple[str, ...], footers: Sequence[pq.FileMetaData]) -> float:
-    """Bytes per row of columns without a fixed width; each name ends with a point."""
-    groups = [(footer, g) for footer in footers for g in range(footer.num_row_groups) if footer.row_group(g).num_rows]
-    n_bytes = n_rows = 0.0
-    for footer, g in groups[:: -(-len(groups) // LOOKED_GROUPS) or 1]:
-        group = footer.row_group(g)
-        n_rows += group.num_rows
-        for i in range(group.num_columns):
-            chunk = group.column(i)
-            if f"{chunk.path_in_schema}.".startswith(columns):
-                lists = footer.schema.column(i).max_repetition_level
-                n_bytes += OFFSET_BYTES * lists * group.num_rows + _value_bytes(chunk)
-    return n_bytes / max(1.0, n_rows)
-
-
-def _value_bytes(chunk: pq.ColumnChunkMetaData) -> float:
-    """Bytes of the decoded values of a column chunk, whose dictionary may be far smaller.
-
-    The length of texts is not in the footer. Stored plainly, they take as much as decoded; if they are stored in less
-    than half of what the least and the greatest one would take on average, they are in a dictionary.
-    """
-    if chunk.physical_type in WIDTHS:
-        return float(chunk.num_values * WIDTHS[chunk.physical_type])
-    about, stored = chunk.statistics, float(chunk.total_uncompressed_size)
-    if about is None:
-        return stored
-    stored += OFFSET_BYTES * (chunk.num_values - about.num_values)  # missing ones are not stored
-    if chunk.physical_type != "BYTE_ARRAY" or not about.has_min_max:
-        return stored
-    length = (len(about.min_raw) + len(about.max_raw)) / 2
-    alike = OFFSET_BYTES * chunk.num_values + length * about.num_values
-    return stored if stored > alike / 2 else alike
+def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(column.type) and not pa.types.is_dictionary(kind):
+        column = column.dictionary_decode()
+    return column.cast(kind, safe=not pa.types.is_floating(kind))  # of whole numbers above 2 ** 53 the nearest is taken

@@ -172,5 +172,5 @@ def test_images_that_are_none_are_named() -> None:
             encode_images(wrong)
     with pytest.raises(ValueError, match="format must be 'png' or 'jpeg', got 'gif'"):
         encode_images(np.zeros((1, 2, 2), np.uint8), "gif")
-    with pytest.raises(DataError, match="bytes that begin with b'BM' are neither PNG nor JPEG"):
+    with pytest.raises(DataError, match="2 bytes that begin with b'BM' are none of PNG, JPEG"):
         read_images(pa.array([b"BM"]))

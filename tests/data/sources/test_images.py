@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import numpy as np
@@ -54,7 +53,7 @@ def test_the_fingerprint_of_images(pets: Path) -> None:
 
 
 def test_images_that_change_or_vanish_are_named(pets: Path) -> None:
-    source = ImageFolderSource(str(pets))
+    source = ImageFolderSource(str(pets), group_rows=5)
     (pets / "dog" / "2.jpg").write_bytes(b"short")
     with pytest.raises(DataError, match=r"image dog/2.jpg of .* had 29 bytes, now 5.*make the source again"):
         list(source.read(0, 0, 5))
@@ -65,11 +64,24 @@ def test_images_that_change_or_vanish_are_named(pets: Path) -> None:
 
 
 def test_folders_without_images(tmp_path: Path, pets: Path) -> None:
-    for path, found in ((tmp_path / "nothing", 0), (pets / "cat", 4)):
-        with pytest.raises(DataError, match=rf"folders named by class.*found {found} other files"):
-            ImageFolderSource(str(path)) if found == 0 else _without_classes(path)
+    with pytest.raises(DataError, match="folders named by class.*found 0 other files"):
+        ImageFolderSource(str(tmp_path / "nothing"))
+    (tmp_path / "notes.txt").write_bytes(b"")
+    with pytest.raises(DataError, match="folders named by class.*such as .*/cat/1.png; found [1-9]"):
+        for path in pets.rglob("*.*g"):
+            path.unlink()
+        ImageFolderSource(str(pets))
 
 
-def _without_classes(path: Path) -> Any:
-    (path / "deep" / "b.PNG").rename(path / "b.PNG")
-    return ImageFolderSource(str(path))
+def test_images_without_folders_have_no_label(pets: Path) -> None:
+    (pets / "cat" / "deep" / "b.PNG").rename(pets / "cat" / "b.PNG")
+    source = ImageFolderSource(str(pets / "cat"))
+    assert source.names == ["image", "file"] and source.head().file.tolist() == ["a.png", "b.PNG"]
+
+
+def test_images_that_are_left_out_are_said(pets: Path) -> None:
+    (pets / "cat" / "photo.HEIC").write_bytes(b"")
+    notes = ImageFolderSource(str(pets)).notes
+    assert notes[0] == f"1 image of {pets} left out, beside the folders that name the classes: beside.png"
+    assert notes[1] == f"1 image of {pets} left out, in formats that are not read: cat/photo.HEIC"
+    assert len(notes) == 2

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
+from typing import Any
 
+import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -17,6 +20,7 @@ from daskdl.data.batches import RankBatches
 from daskdl.data.order import SampleOrder
 from daskdl.data.reading import Encoded
 from daskdl.data.sources.parquet import ParquetSource
+from daskdl.data.sources.parquet_columns import FileSchema, common_types
 from daskdl.errors import DataError
 
 
@@ -101,6 +105,43 @@ def test_columns_in_the_path_are_columns(tmp_path: Path) -> None:
     source = ParquetSource(str(tmp_path), columns=["row", "year", "where"], filters=[("year", "==", 2013)])
     assert source.counts.tolist() == [0, 10]
     assert source.head(1).to_dict("records") == [{"row": 2013, "year": 2013, "where": "north"}]
+
+
+def keyed(root: Path, *folders: str) -> Path:
+    for i, folder in enumerate(folders):
+        write(root / folder / "p.parquet", 1, start=i)
+    return root
+
+
+def test_keys_in_paths_are_read_as_arrow_writes_them(tmp_path: Path) -> None:
+    rows = {"row": [0, 1, 2], "city": ["São Paulo/1", None, "Bonn"], "n": [7, -1, None]}
+    pq.write_to_dataset(pa.table(rows), tmp_path / "run=3" / "t", partition_cols=["city", "n"])
+    root = str(tmp_path / "run=3" / "t")
+    source = ParquetSource(root)
+    assert source.names == ["row", "city", "n"], "run= stands above what was asked for"
+    frame = source.to_dask().compute().sort_values("row")
+    assert frame.city.astype(object).where(frame.city.notna(), None).tolist() == rows["city"]
+    assert frame.n.astype(object).where(frame.n.notna(), None).tolist() == rows["n"]
+    assert ParquetSource(root, columns=["city"], filters=[("n", "in", [7])]).head().city.tolist() == ["São Paulo/1"]
+
+
+def test_keys_with_leading_zeros_are_text(tmp_path: Path) -> None:
+    source = ParquetSource(str(keyed(tmp_path, "zip=01067", "zip=53111")), columns=["zip"])
+    assert [source.head().zip.tolist(), source.n_rows] == [["01067"], 2]
+
+
+def test_only_keys_below_what_was_given_are_columns(tmp_path: Path) -> None:
+    keyed(tmp_path, "a=1/b=2", "a=1/b=3")
+    file = str(tmp_path / "a=1" / "b=2" / "p.parquet")
+    for path, keys in {
+        str(tmp_path): ["a", "b"],
+        f"{tmp_path}/a=1/": ["b"],
+        f"{tmp_path}/a=1/*/*.parquet": ["b"],
+        file: [],
+        (file, file.replace("b=2", "b=3")): ["b"],
+        (f"{tmp_path}/a=1/b=2", f"{tmp_path}/a=1/b=3"): ["b"],
+    }.items():
+        assert ParquetSource(path if isinstance(path, str) else list(path)).names == ["row", "x", "name", *keys]
 
 
 def test_the_fingerprint_is_that_of_the_content_not_of_the_place(folder: Path, tmp_path: Path) -> None:
@@ -205,18 +246,77 @@ def test_a_file_removed_under_a_run_is_named(folder: Path) -> None:
         list(source.read(5, 0, 30))
 
 
-def test_a_file_with_another_type_or_without_a_column_is_refused(folder: Path) -> None:
-    write(folder / "part-5.parquet", 10, x=[f"{i}" for i in range(10)])
+def test_types_that_do_not_go_together_are_refused_in_any_order(folder: Path) -> None:
+    odd = write(folder / "part-5.parquet", 10, x=[f"{i}" for i in range(10)])
+    with pytest.raises(DataError, match=r"column 'x' is float in .*part-0.* and string in .*part-5"):
+        ParquetSource(str(folder))
     with pytest.raises(DataError, match=r"column 'x' is string in .*part-5.* and float in .*part-0"):
-        ParquetSource(str(folder))
+        ParquetSource([str(odd), str(folder / "part-0.parquet")])
     assert ParquetSource(str(folder), columns=["row"]).n_rows == 188, "a column nobody asked for may differ"
-    pq.write_table(pa.table({"row": [1]}), folder / "part-5.parquet")
-    with pytest.raises(DataError, match=r"column 'x' is not there in .*part-5"):
-        ParquetSource(str(folder))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_column_that_a_file_lacks_is_missing_there(tmp_path: Path, turned: bool) -> None:
+    tables = [pa.table({"a": [1, 2], "b": [True, None]}), pa.table({"c": ["x"], "a": [0.5]}), pa.table({"a": [None]})]
+    paths = [tmp_path / f"{i}.parquet" for i in range(3)]
+    for table, path in zip(tables, paths, strict=True):
+        pq.write_table(table, path)
+    source = ParquetSource([str(path) for path in (reversed(paths) if turned else paths)])
+    assert sorted(source.names) == ["a", "b", "c"]
+    found = pa.Table.from_batches([b.select(["a", "b", "c"]) for g in range(3) for b in source.read(g, 0, 9)])
+    assert found.schema.types == [pa.float64(), pa.bool_(), pa.string()]
+    wanted = pa.concat_tables(tables, promote_options="permissive").to_pylist()
+    assert found.to_pylist() == ([wanted[3], wanted[2], *wanted[:2]] if turned else wanted)
+
+
+def test_integers_of_any_width_become_one_that_holds_both() -> None:
+    kinds = [pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.int32(), pa.uint32(), pa.int64(), pa.uint64()]
+    for a, b, c in itertools.combinations([*kinds, pa.float16(), pa.float32(), pa.float64(), pa.decimal128(5, 2)], 3):
+        schemas = [FileSchema(str(k), {"x": k}, frozenset()) for k in (a, b, c)]
+        found = {common_types(order)["x"] for order in itertools.permutations(schemas)}
+        assert len(found) == 1, (a, b, c, found)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        None,
+        pd.RangeIndex(5, 10),
+        pd.Index([5, 3, 4, 2, 1], name="key"),
+        pd.Index(list("abcde")),
+        pd.date_range("2020", periods=5),
+        pd.MultiIndex.from_product([["u"], range(5)], names=["u", None]),
+        pd.MultiIndex.from_product([["u"], range(5)]),
+    ],
+    ids=str,
+)
+def test_the_index_is_no_column_as_pandas_reads_it(tmp_path: Path, index: Any) -> None:
+    frame = pd.DataFrame({"x": np.arange(5.0), "y": [0, 1, 0, 1, 0]}, index=index)
+    frame.to_parquet(tmp_path / "pandas.parquet")
+    assert ParquetSource(str(tmp_path)).names == list(pd.read_parquet(tmp_path).columns)
+    if not isinstance(index, pd.MultiIndex):
+        dd.from_pandas(frame, npartitions=2, sort=False).to_parquet(tmp_path / "dask")
+        assert ParquetSource(str(tmp_path / "dask")).names == list(dd.read_parquet(tmp_path / "dask").columns)
+
+
+def test_a_named_index_is_a_column_if_it_is_asked_for(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"x": [1.0, 2.0]}, index=pd.Index([7, 8], name="key"))
+    frame.to_parquet(tmp_path / "a.parquet")
+    assert ParquetSource(str(tmp_path), columns=["key", "x"]).head().to_dict("list") == {"key": [7, 8], "x": [1.0, 2.0]}
+    frame[[]].to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"no columns but its index, \['key'\]"):
+        ParquetSource(str(tmp_path))
+
+
+def test_an_index_in_one_file_is_a_column_if_it_is_one_in_another(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"key": [7, 8], "x": [1.0, 2.0]})
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame.set_index("key").to_parquet(tmp_path / "b.parquet")
+    assert sorted(ParquetSource(str(tmp_path)).names) == ["key", "x"]
 
 
 def test_a_column_that_is_not_there_lists_those_that_are(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"columns \['z'\] are not in .*it has \['row', 'x', 'name'\]"):
+    with pytest.raises(DataError, match=r"columns \['z'\] are not in .*they have \['row', 'x', 'name'\]"):
         ParquetSource(str(folder), columns=["z"])
 
 
