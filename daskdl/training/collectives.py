@@ -140,7 +140,7 @@ def _summed_rows(
         dist.all_gather(parts, values)
     index = torch.cat([found[:n] for found, n in zip(indices, lengths, strict=True)])
     values = torch.cat([found[:n] for found, n in zip(parts, lengths, strict=True)])
-    return torch.sparse_coo_tensor(index[None], values, parameter.shape).coalesce()
+    return torch.sparse_coo_tensor(index[None], values, parameter.shape, check_invariants=False).coalesce()
 
 
 def send_from_first(tensors: Iterable[torch.Tensor], group: Any = None) -> None:
