@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from distributed import Client
 
+from daskdl.clients import current_client
 from daskdl.data.schema import Schema
 from daskdl.data.schema.stats import ColumnStats
 from daskdl.errors import DataError
@@ -16,7 +17,6 @@ from daskdl.preflight.facts import Facts, rows_in_words
 from daskdl.preflight.findings import findings
 from daskdl.preflight.gather import Gathering
 from daskdl.preflight.report import CheckReport
-from daskdl.training.job import current_client
 
 SECONDS = 5.0  # after which the report is made of what is known
 RESERVE = 0.4  # of them, to make it

@@ -23,7 +23,8 @@ from daskdl.tracking.run import Run, set_root
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-LONG = ("test_browser", "test_following", "test_demo", "test_growing", "test_many_ranks", "test_lab", "test_docs")
+LONG = ("test_browser", "test_following", "test_demo", "test_growing", "test_many_ranks", "test_lab")
+LONG += ("test_docs", "test_docs_code")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -88,6 +89,12 @@ def client(cluster: Client) -> Iterator[Client]:
     cluster.wait_for_workers(2)
     with cluster.as_current():
         yield cluster
+
+
+@pytest.fixture
+def no_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has connected to anything, whatever other tests have."""
+    monkeypatch.setattr("distributed.client._global_clients", {})
 
 
 @pytest.fixture(scope="session")

@@ -18,30 +18,18 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from distributed import Client
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from pages import DOCS, MADE, PAGES, ROOT, name_of, python
 
 import daskdl
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
-MADE = ("_build", "generated", "notebooks")  # by Sphinx, below docs/
 BESIDE = ("notebooks", "benchmarks/LOG.md", "CHANGELOG.md")  # what the pages include
-PAGES = sorted(
-    path
-    for path in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]
-    if not set(MADE) & set(path.relative_to(ROOT).parts[1:-1])
-)
 
 
 @cache
 def tokens(path: Path) -> list[Token]:
     return MarkdownIt("commonmark").enable("table").parse(path.read_text())
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
 
 
 # -- links ------------------------------------------------------------------------------------------------------------
@@ -100,25 +88,16 @@ def test_every_error_and_plot_is_on_the_page_of_the_api() -> None:
 # -- code -------------------------------------------------------------------------------------------------------------
 
 
-def blocks(path: Path) -> list[str]:
-    return [token.content for token in tokens(path) if token.type == "fence" and token.info.strip() == "python"]
-
-
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_code_uses_names_and_arguments_that_exist(path: Path) -> None:
     wrong: list[str] = []
-    for block in [*blocks(path), *inner_blocks(path)]:
-        for node in ast.walk(ast.parse(block)):
+    for block in python(path):
+        for node in ast.walk(ast.parse(block.code)):
             if isinstance(node, ast.Attribute) and (dotted := dotted_name(node)) and dotted.startswith("daskdl."):
                 wrong += [] if found(dotted) is not None else [dotted]
             if isinstance(node, ast.Call) and (dotted := dotted_name(node.func) or "").startswith("daskdl."):
                 wrong += misfits(dotted, node)
     assert wrong == []
-
-
-def inner_blocks(path: Path) -> list[str]:
-    """Code inside of directives, which Markdown takes for text."""
-    return [b for b in re.findall(r"^```python\n(.*?)^```", path.read_text(), re.M | re.S) if b not in blocks(path)]
 
 
 def dotted_name(node: ast.expr) -> str | None:
@@ -151,22 +130,6 @@ def misfits(dotted: str, call: ast.Call) -> list[str]:
     except TypeError as error:
         return [f"{dotted}: {error}"]
     return []
-
-
-@pytest.mark.cluster
-@pytest.mark.timeout(300)
-def test_the_tour_runs(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DASKDL_ADDRESS", client.scheduler.address)
-    names: dict[str, Any] = {"__name__": "tour"}
-    try:
-        for block in blocks(DOCS / "tour.md"):
-            exec(compile(block, "tour.md", "exec"), names)
-    finally:
-        if names.get("client", client) is not client:
-            names["client"].close()
-    assert "worker_lost" in set(names["result"].run.events.event)
-    assert (tmp_path / "late-flights").is_dir()
 
 
 # -- the site ---------------------------------------------------------------------------------------------------------

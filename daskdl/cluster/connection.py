@@ -11,6 +11,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from daskdl.clients import current_client
 from daskdl.cluster.local import HOST, KINDS, Request, gpus_usable, local_client
 from daskdl.errors import ConnectionFailed, MissingExtraError
 
@@ -113,6 +114,7 @@ def connect(
         client = _managed(where, n_workers, kwargs)
     else:
         client = _join(where, timeout, security)
+    current_client(client)  # says what is wrong with one that was given
     if runs is not None:
         from daskdl.tracking.run import set_root
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from daskdl.clients import current_client
 from daskdl.data.encoders import TableEncoder
 from daskdl.data.pieces import Pieces
 from daskdl.data.schema import Missing, Schema
@@ -21,7 +22,7 @@ from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.commit import Commit, forget_commit
 from daskdl.training.following import in_background
 from daskdl.training.gangs import Gangs
-from daskdl.training.job import NumWorkers, current_client, ranks_for, rules_of, started
+from daskdl.training.job import NumWorkers, ranks_for, rules_of, started
 from daskdl.training.resuming import Resumed, checkpoints_of, remember_call, workers_for
 
 try:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from dask.dataframe.utils import has_known_categories
 from distributed import Client, wait
 
-from daskdl.data.frame import LABEL, is_lazy, label_column, source_label
+from daskdl.data.frame import LABEL, NO_TARGET, is_lazy, label_column, source_label
 from daskdl.data.joining import joined
 from daskdl.data.schema import column_kind
 from daskdl.data.schema.stats import ColumnStats
@@ -90,6 +90,8 @@ class Gathering:
 
     def _arranged(self, X: Any, y: Any) -> Any:
         """Return the rows with their label; refuses wrong arguments, and notes columns that cannot be read."""
+        if y is None:
+            raise ValueError(NO_TARGET)
         if isinstance(X, (pa.Table, pa.RecordBatch)):
             X = X.to_pandas(types_mapper=pd.ArrowDtype)
         if isinstance(X, Source):

@@ -14,6 +14,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from daskdl.clients import client_at_hand
 from daskdl.tracking.environment import describe_environment
 from daskdl.tracking.folder import Folder, new_id, resolve_root, set_root
 from daskdl.tracking.logs import Line, lines_of
@@ -115,7 +116,7 @@ class Run:
         run = cls(RunRecord(run_id), f"{root}/{run_id}", describe_environment())
         run.awaited = awaited
         run._store = store_of(root)
-        client = client or _current_client()
+        client = client_at_hand(client)
         if client is not None:
             run._feed = feed_of(client)
             run._feed.add(run_id, run)
@@ -457,15 +458,6 @@ def outcome(error: BaseException | None) -> tuple[str, str | None]:
 def reserve(run_id: str) -> None:
     """Give the next run of this process an id that another process has chosen."""
     _reserved[:] = [run_id]
-
-
-def _current_client() -> Client | None:
-    from distributed import default_client
-
-    try:
-        return default_client()
-    except ValueError:
-        return None
 
 
 def runs(root: str | os.PathLike[str] | None = None) -> pd.DataFrame:

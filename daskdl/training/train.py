@@ -10,6 +10,7 @@ from typing import Any
 import cloudpickle
 from distributed import Client
 
+from daskdl.clients import current_client
 from daskdl.data.batches import Transform
 from daskdl.data.rows import learn, read_rows
 from daskdl.data.schema import Kinds, Missing, Schema
@@ -18,7 +19,7 @@ from daskdl.execution.interrupts import noted_interrupts
 from daskdl.tracking.run import ENDED, Run
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.following import attach, in_background
-from daskdl.training.job import Job, NumWorkers, check_sizes, current_client, rules_of, started, weight_column
+from daskdl.training.job import Job, NumWorkers, check_sizes, rules_of, started, weight_column
 from daskdl.training.private import new_private, private_folder, read_private
 from daskdl.training.resuming import Resumed, remember_call, workers_for
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from dask.delayed import delayed
 from distributed import Client, as_completed
 
+from daskdl.clients import needed_client
 from daskdl.data.sources.fingerprint import fingerprint, fingerprint_of_columns
 from daskdl.data.staging.cache import Entry, bound, entries
 from daskdl.data.staging.frame_token import frame_token
@@ -83,7 +84,8 @@ def stage(
     cache : str, optional
         Folder or fsspec URL that the client and every worker can write to; by default ``~/.cache/daskdl/staged``
         (on macOS ``~/Library/Caches/daskdl/staged``), which serves workers of this machine.
-    client : distributed.Client
+    client : distributed.Client, optional
+        The current one by default.
     max_bytes : float, optional
         The least recently used frames are removed until the cache is no larger; frames in use stay. A single frame
         that is larger is refused. By default 50 GB or a tenth of the disk that is free or the cache's, whichever is
@@ -119,7 +121,8 @@ def stage(
     >>> with stage(frame, client=client) as staged:  # doctest: +SKIP
     ...     source = ParquetSource(staged.path)
     """
-    _check(frame, client)
+    _check(frame)
+    client = needed_client(client, "staging computes a Dask DataFrame")
     place = Place(cache or default_cache(), storage_options or {})
     check_shared(place, client)
     fs, root = place.open()
@@ -161,16 +164,11 @@ def limits(fs: Any, root: str, max_bytes: float | None) -> tuple[float, float]:
     return min(MAX_BYTES, (free + cached) / 10), free / 2
 
 
-def _check(frame: Any, client: Client | None) -> None:
+def _check(frame: Any) -> None:
     if not isinstance(frame, dd.DataFrame):
         raise DataError(
             f"expected a Dask DataFrame to stage, got {type(frame).__name__}. Rows in memory need no cache: give them "
             "as they are."
-        )
-    if client is None:
-        raise ValueError(
-            "staging computes a Dask DataFrame and there is no Dask client to do it. Start one first: "
-            "client = daskdl.connect()."
         )
     if len(set(map(str, frame.columns))) < len(frame.columns) or not len(frame.columns):
         raise DataError(

@@ -151,7 +151,10 @@ def test_a_cache_in_memory(tmp_path: Path) -> None:
 def test_what_cannot_be_staged() -> None:
     with pytest.raises(DataError, match="expected a Dask DataFrame to stage, got DataFrame"):
         stage(pd.DataFrame({"a": [1]}))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="daskdl.connect"):
+
+
+def test_without_a_client(no_client: None) -> None:
+    with pytest.raises(ValueError, match="staging computes a Dask DataFrame.*daskdl.connect"):
         stage(frame())
 
 
