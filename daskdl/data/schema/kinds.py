@@ -46,7 +46,9 @@ class Array:
 
 @dataclass(frozen=True)
 class Image:
-    """Compressed images (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM), decoded and resized once per batch to uint8 of shape (channels, height, width).
+    """Compressed images, decoded and resized once per batch to uint8 of shape (channels, height, width).
+
+    PNG, JPEG, WebP, TIFF, BMP, GIF and PPM are read.
 
     Parameters
     ----------
