@@ -64,14 +64,17 @@ class Predictor:
         return [value.item() if isinstance(value, np.generic) else value for value in self.target.classes]
 
 
-def predict(predictor: Predictor, X: Any, what: str, aside: Sequence[Any] = ()) -> Any:
-    """Predict ``labels`` or ``probabilities``: a lazy collection for a Dask frame, an array for one in memory.
+def predict(predictor: Any, X: Any, what: str, aside: Sequence[Any] = (), beside: Sequence[Any] = ()) -> Any:
+    """Ask a predictor for ``what`` (``labels``, ``probabilities``, ...), which it has a method and ``<what>_part`` for.
 
-    ``aside`` are columns that are no features and say where a row comes from: a broken row is called by them.
+    A lazy collection for a Dask frame, what the method gives for one in memory. ``aside`` are columns that are no
+    features and say where a row comes from: a broken row is called by them. ``beside`` are those that are no features
+    and that the predictor reads.
     """
     frame = as_frame(X)
-    names = [name for name in frame.columns if name not in aside]
+    names = [name for name in frame.columns if name not in aside and name not in beside]
     predictor.schema.check(names)
+    names += beside
     if not is_lazy(frame):
         return _part(frame, predictor, what, names)
     meta = getattr(predictor, f"{what}_part")(to_pandas(frame._meta)[names])
@@ -79,7 +82,7 @@ def predict(predictor: Predictor, X: Any, what: str, aside: Sequence[Any] = ()) 
     return frame.map_partitions(_part, once, f"{what}_part", names, meta=meta)
 
 
-def _part(frame: Any, predictor: Predictor, what: str, names: list[Any]) -> Any:
+def _part(frame: Any, predictor: Any, what: str, names: list[Any]) -> Any:
     try:
         return getattr(predictor, what)(frame[names])
     except DataError as error:
