@@ -22,6 +22,7 @@ from daskdl.data.schema.target import describe_targets
 from daskdl.data.schema.values import names_of
 from daskdl.data.sources.base import Chunk, Source
 from daskdl.errors import DataError
+from daskdl.travel import pack, submit
 from daskdl.workers import again_if_lost, workers_of
 
 PIECES_PER_WORKER = 4
@@ -146,8 +147,8 @@ def look_at_source(source: Source, asked: Asked, client: Client | None) -> list[
 
 
 def _look_on_workers(client: Client, source: Source, runs: list[range], asked: Asked) -> list[Any]:
-    held = client.scatter(source, hash=False)
-    return list(client.gather([client.submit(look_at_groups, held, run, asked, pure=False) for run in runs]))
+    held, packed = client.scatter(pack(source, "the source"), hash=False), pack(asked, "kinds= with what they hold")
+    return list(client.gather([submit(client, look_at_groups, held, run, packed) for run in runs]))
 
 
 def look_at_groups(source: Source, groups: Sequence[int], asked: Asked) -> list[Look] | DataError:

@@ -25,6 +25,7 @@ from daskdl.data.sources.base import Source
 from daskdl.data.sources.parquet import ParquetSource
 from daskdl.data.staging.stage import stage
 from daskdl.errors import DataError
+from daskdl.travel import pack, submit
 from daskdl.workers import again_if_lost, workers_of
 
 # Of a frame in memory. The order of the rows follows from how it is cut, so that does not follow from the cluster.
@@ -97,12 +98,14 @@ class Rows:
         digests = [self.looks[i].digest for i in numbers]
         if self.client is None:
             return [encode_piece(piece, encoder, digest) for piece, digest in zip(pieces, digests, strict=True)]
-        blocks = []
+        blocks, packed = [], pack(encoder, "kinds= with what they hold")
+        source = pack(self.source, "the source") if self.source is not None else None
         for i, number in enumerate(numbers):
             piece, pieces[i] = pieces[i], None
             places = workers(number)
-            submit = {"workers": places, "allow_other_workers": bool(places), "pure": False}
-            blocks.append(self.client.submit(encode_piece, piece, encoder, digests[i], **submit))
+            where = {"workers": places, "allow_other_workers": bool(places)}
+            piece = (source, number) if source is not None else piece
+            blocks.append(submit(self.client, encode_piece, piece, packed, digests[i], **where))
         return blocks
 
     def _pieces_again(self, numbers: Sequence[int]) -> list[Any]:
@@ -269,7 +272,8 @@ def _pieces_and_looks(frame: Frame, asked: Asked, client: Client | None) -> tupl
 def _looks(pieces: list[Any], asked: Asked, client: Client | None) -> list[Look] | None:
     """Look at all partitions; None as soon as it is clear that they will not fit into memory together."""
     assert client is not None
-    futures = [client.submit(look_at, piece, asked, pure=False) for piece in pieces]
+    packed = pack(asked, "kinds= with what they hold")
+    futures = [submit(client, look_at, piece, packed) for piece in pieces]
     room = HELD_SHARE * sum(w["memory_limit"] or np.inf for w in workers_of(client).values())
     seen = 0
     for n, future in enumerate(as_completed(futures, raise_errors=False), start=1):

@@ -304,7 +304,7 @@ tree_method, device
 
     def _names_of_outputs(self, said: Wanted) -> list[Any]:
         if self.target_.classes is not None:
-            return list(self.target_.classes.tolist())
+            return pd.Index(self.target_.classes).tolist()
         return list(self.target_.names) or said.alphas
 
     def _read_set(self, data: tuple[Any, Any, dict[str, Any]], client: Any) -> Rows:

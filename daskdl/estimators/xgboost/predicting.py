@@ -90,7 +90,7 @@ class TreePredictor:
 
     def probabilities_part(self, frame: Any) -> pd.DataFrame:
         """The probabilities of one partition, one column per class."""
-        return self._laid(frame, self.probabilities(frame), self.outputs)
+        return self._laid(frame, self.probabilities(frame), self.columns)
 
     def margins_part(self, frame: Any) -> Any:
         """The margins of one partition."""
@@ -124,6 +124,11 @@ class TreePredictor:
     # -- from the booster -------------------------------------------------------------------------------------
 
     @property
+    def columns(self) -> list[str]:
+        """Column names of several outputs, as text, for Parquet takes no other names."""
+        return [str(name) for name in self.outputs]
+
+    @property
     def shift(self) -> Any:
         """What was subtracted from the labels."""
         return self.target.mean
@@ -135,8 +140,8 @@ class TreePredictor:
         index = to_pandas(frame).index
         if found.ndim == 1:
             return pd.Series(found, index=index, name="prediction")
-        columns = list(names) if len(names) == found.shape[1] else list(range(found.shape[1]))
-        return pd.DataFrame(found, index=index, columns=columns)
+        columns = names if len(names) == found.shape[1] else range(found.shape[1])
+        return pd.DataFrame(found, index=index, columns=[str(name) for name in columns])
 
     def _raw(self, frame: Any, **what: Any) -> Found:
         frame = to_pandas(frame)
