@@ -113,8 +113,8 @@ class _Rounds:
         config, params, began = self.config, self.params, time.perf_counter()
         kept = self.commit.state.get("bins")
         train = train_matrix(config, params, blocks, tuple(t.numpy() for t in kept) if kept else None)
-        self.cuts = cuts_of(train) if config.binned else ()
-        if kept and not same_cuts(self.cuts, tuple(t.numpy() for t in kept)):
+        self.cuts = cuts_of(train) if config.binned else None
+        if kept and self.cuts and not same_cuts(self.cuts, tuple(t.numpy() for t in kept)):
             self.log.event("warning", "rows were put into other bins than before: trees fit less well from here on", 0)
         self.evals: list[tuple[xgboost.DMatrix, str]] = [(watched_matrix(config, params, blocks, train), "train")]
         for name, rows in zip(config.validated, validation, strict=True):
@@ -217,7 +217,7 @@ class _Rounds:
         began = time.monotonic()
         state = {
             "booster": torch.frombuffer(self.booster.save_raw("ubj"), dtype=torch.uint8),
-            "bins": [torch.from_numpy(array) for array in self.cuts],
+            "bins": [torch.from_numpy(array) for array in self.cuts or ()],
             "points": self.log.points_since_commit(),
             "names": self.log.names,
         }

@@ -180,7 +180,7 @@ def train_matrix(
 ) -> xgboost.DMatrix:
     """Bin this rank's rows; with many rows the bins are learned from a regular sample of them."""
     stride = config.n_rows // config.sketch_rows if config.sketch_rows and not config.ranking else 1
-    ref = None
+    ref: xgboost.DMatrix | None = None
     if cuts is not None:
         ref = xgboost.QuantileDMatrix(
             rows_with_cuts(cuts, config.feature_types),

@@ -20,7 +20,7 @@ from daskdl.estimators.predict import predict
 from daskdl.estimators.xgboost.configured import configured, tried_alone
 from daskdl.estimators.xgboost.job import BoostJob, ranks_wanted
 from daskdl.estimators.xgboost.objectives import one_rank_only
-from daskdl.estimators.xgboost.params import Wanted, refuse_unknown, wanted
+from daskdl.estimators.xgboost.params import Wanted, refuse_unknown, wanted, with_remedies
 from daskdl.estimators.xgboost.predicting import NO_PROBABILITIES, TreePredictor
 from daskdl.estimators.xgboost.sets import Sets, sets_of
 from daskdl.estimators.xgboost.start import Start, booster_of, start_of
@@ -139,6 +139,7 @@ tree_method, device
     evals_result_: dict[str, dict[str, list[float]]]
     objective_: str
 
+    @with_remedies
     def __init__(
         self,
         *,
@@ -186,11 +187,8 @@ tree_method, device
         seed: int = 0,
         name: str | None = None,
         verbose: int = 1,
-        **unknown: Any,
     ) -> None:
-        given = {key: value for key, value in locals().items() if key not in ("self", "unknown", "__class__")}
-        refuse_unknown(type(self).__name__, unknown, given)
-        vars(self).update(given)
+        self.__dict__.update({key: value for key, value in locals().items() if key not in ("self", "__class__")})
 
     # -- fit --------------------------------------------------------------------------------------------------
 
@@ -295,17 +293,17 @@ tree_method, device
         self, said: Wanted, rows: Rows, sets: Sets, start: Start | None, client: Any, num_workers: NumWorkers
     ) -> BoostJob:
         config, objective = configured(self, said, rows, bool(sets), start)
-        self.objective_, self._outputs_named = objective, self._names_of_outputs(said)
+        self.objective_, self._numbers_named = objective, list(self.target_.names) or said.alphas
         alone = one_rank_only(config.params, objective, config.params.get("eval_metric", []))
         ranks_wanted(num_workers, alone)
         found = [rows, *(self._read_set(data, client) for data in sets)]
         where = (client, num_workers, self.checkpoints, int(config.params["seed"]))
         return BoostJob(config, self.schema_, self.target_, found, *where, alone)
 
-    def _names_of_outputs(self, said: Wanted) -> list[Any]:
-        if self.target_.classes is not None:
-            return pd.Index(self.target_.classes).tolist()
-        return list(self.target_.names) or said.alphas
+    @property
+    def _outputs_of_rows(self) -> list[Any]:
+        """Names of several outputs."""
+        return self._numbers_named if self.target_.classes is None else pd.Index(self.target_.classes).tolist()
 
     def _read_set(self, data: tuple[Any, Any, dict[str, Any]], client: Any) -> Rows:
         X, y, extras = data
@@ -405,7 +403,7 @@ tree_method, device
         frame = self._with_fit_names(X) if not beside else self._without_weights(X)
         best = self.model_.attr("best_iteration")
         rounds = iteration_range or ((0, int(best) + 1) if best else (0, 0))
-        names = tuple(self._outputs_named)
+        names = tuple(self._outputs_of_rows)
         how = (self.objective_, names, (int(rounds[0]), int(rounds[1])), approximate, beside)
         return predict(TreePredictor(self.model_, self.schema_, self.target_, *how), frame, what, aside, beside)
 
@@ -432,9 +430,9 @@ tree_method, device
 
     def _model_notes(self) -> dict[str, Any]:
         notes = {"best_iteration": self.best_iteration_, "best_score": self.best_score_, "objective": self.objective_}
-        return {**notes, "aside": self._aside, "outputs": self._outputs_named}
+        return {**notes, "aside": self._aside, "outputs": self._numbers_named}
 
     def _model_from_bytes(self, data: bytes, notes: dict[str, Any]) -> Any:
         self.best_iteration_, self.best_score_ = notes["best_iteration"], notes["best_score"]
-        self.objective_, self._aside, self._outputs_named = notes["objective"], notes["aside"], notes["outputs"]
+        self.objective_, self._aside, self._numbers_named = notes["objective"], notes["aside"], notes["outputs"]
         return booster_of(data)

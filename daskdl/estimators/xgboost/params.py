@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from daskdl.data.schema import Schema
 from daskdl.errors import DataError
+
+F = TypeVar("F", bound=Callable[..., None])
 
 ALIASES = {
     "eta": "learning_rate",
@@ -188,6 +192,18 @@ def refuse_unknown(where: str, names: Iterable[str], known: Iterable[str]) -> No
             )
         near = difflib.get_close_matches(name, [*known], n=3)
         raise TypeError(f"{where} takes no {name!r}.{f' Did you mean {near}?' if near else ''}")
+
+
+def with_remedies(init: F) -> F:
+    """Let a constructor say of an unknown name where it goes, or what was meant."""
+    known = inspect.signature(init).parameters
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **given: Any) -> None:
+        refuse_unknown(type(self).__name__, [name for name in given if name not in known], known)
+        init(self, *args, **given)
+
+    return cast(F, checked)
 
 
 def near_names(name: str) -> list[str]:
