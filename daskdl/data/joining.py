@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import dask.array as da
@@ -13,14 +12,13 @@ import numpy as np
 import pandas as pd
 from dask.dataframe.dask_expr._expr import are_co_aligned
 
-from daskdl.data.extras import Columns, Extras, column_names
+from daskdl.data.extras import ROLES, Columns, Extras, column_names
 from daskdl.data.frame import (
     Frame,
     as_frame,
     has_column,
     is_lazy,
     is_name,
-    label_column,
     names_column,
     taken_column,
     to_pandas,
@@ -78,37 +76,35 @@ def joined(
     parts: dict[str, Any] = {}
     cut = X.chunks[0] if isinstance(X, da.Array) else None
     X = rows_as_frame(X)
-    for role, values in (extras or {}).items():
-        X, parts[role] = _taken(X, values, partial(extra_column, role))
-    X, y = _taken(X, y, label_column)
+    taken: list[str] = []
+    for role, values in {**(extras or {}), LABEL_ROLE: y}.items():
+        if values is not None:
+            parts[role], names = _taken(X, role, values)
+            taken += names
+    if taken:
+        X = with_text_names(X).drop(columns=list(dict.fromkeys(taken)))
     X = as_frame(X, kinds)
     if cut is not None:
-        y, parts = _cut_alike(y, cut), {role: _cut_alike(values, cut) for role, values in parts.items()}
-    if y is not None:
-        parts[LABEL_ROLE] = y
+        parts = {role: _cut_alike(values, cut) for role, values in parts.items()}
     X = X if is_lazy(X) else to_pandas(X)
     part_of = _lazy_part if is_lazy(X) else _part
-    found = {role: part_of(X, role, values, role != LABEL_ROLE or several) for role, values in parts.items()}
+    many = {role for role in parts if (several if role == LABEL_ROLE else ROLES[role].several)}
+    found = {role: part_of(X, role, values, role in many) for role, values in parts.items()}
     columns = {role: tuple(column_names(role, part.width)) for role, part in found.items()}
     frame = _beside_lazy(X, found, columns) if is_lazy(X) else _beside(X, found, columns)
     label = columns.pop(LABEL_ROLE, (None,))
     return frame, label[0] if len(label) == 1 else list(label), columns
 
 
-def _taken(X: Any, values: Any, column: Callable[[Any, Any], tuple[Any, Any]]) -> tuple[Any, Any]:
-    """Take a column out of ``X`` that is given by its name, or some."""
+def _taken(X: Any, role: str, values: Any) -> tuple[Any, list[str]]:
+    """Return what has a role, and the columns of ``X`` that it is: one that is given by its name, or some."""
     if names_column(X, values):
-        return column(X, values)
-    if not isinstance(values, list) or not values or not all(has_column(X, v) for v in values):
-        return X, values
-    X = with_text_names(X)
-    names = list(map(str, values))
-    return X.drop(columns=names), X[names]
-
-
-def extra_column(role: str, X: Any, name: Any) -> tuple[Any, Any]:
-    """Split a frame into features and the column called ``name`` that holds a role."""
-    return taken_column(f"{role} column", X, name, role)
+        found = taken_column(f"{role} column", X, values, _word(role))[1]
+        return found, [found.name]
+    if isinstance(values, list) and values and all(has_column(X, v) for v in values):
+        names = list(map(str, values))
+        return with_text_names(X)[names], names
+    return values, []
 
 
 def _cut_alike(values: Any, cut: tuple[Any, ...]) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from distributed import Client
 
-from daskdl.data.extras import Columns, describe_extras
+from daskdl.data.extras import Columns, describe_extras, read_extra
 from daskdl.data.frame import to_pandas
 from daskdl.data.schema import ColumnStats, Kinds, describe
 from daskdl.data.schema.target import describe_targets
@@ -45,6 +45,8 @@ class Look:
         Between what the values of each role lie.
     copied : bool
         Whether the feature that is called as the label is has its values, too.
+    queries : array or None
+        The different ones, where rows have a query.
     """
 
     stats: dict[Any, ColumnStats]
@@ -54,6 +56,7 @@ class Look:
     n_bytes: int = 0
     extras: dict[str, ColumnStats] = field(default_factory=dict)
     copied: bool = False
+    queries: Any = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ def _look(chunk: Chunk, asked: Asked) -> Look:
         labels = describe_targets([raw_column(chunk, name) for name in asked.labels], asked.classes)
     stats = {n: describe(raw_column(chunk, n), asked.moments, asked.kinds.get(n), n) for n in features}
     copied = asked.twin is not None and _same(raw_column(chunk, asked.twin), raw_column(chunk, asked.labels[0]))
-    return Look(stats, labels, weights, extras=describe_extras(chunk, asked.extras), copied=copied)
+    queries = np.unique(read_extra("qid", chunk, asked.extras["qid"])) if "qid" in asked.extras else None
+    return Look(stats, labels, weights, extras=describe_extras(chunk, asked.extras), copied=copied, queries=queries)
 
 
 def _same(x: Any, y: Any) -> bool:

@@ -92,7 +92,7 @@ class DaskEstimator(BaseEstimator):
             self.classes_ = self.target_.classes
         return rows
 
-    def _read_validation(self, validation_data: Any, client: Any) -> Rows | None:
+    def _read_validation(self, validation_data: Any, client: Any, **how: Any) -> Rows | None:
         if validation_data is None:
             return None
         if not isinstance(validation_data, tuple) or len(validation_data) != 2:
@@ -107,6 +107,7 @@ class DaskEstimator(BaseEstimator):
             client=client,
             moments=False,
             kinds=getattr(self, "kinds", None),
+            **how,
         )
         if not rows.n_rows:
             raise DataError("validation_data has no rows; there is nothing to validate on. Look at its filters.")
@@ -303,7 +304,7 @@ def load(path: str, **params: Any) -> Any:
         about = json.load(file)
     if about["format"] != 1:
         raise ValueError(f"{path} was saved in format {about['format']}, this daskdl reads format 1. Upgrade daskdl.")
-    known = ("TorchClassifier", "TorchRegressor", "XGBClassifier", "XGBRegressor")
+    known = ("TorchClassifier", "TorchRegressor", "XGBClassifier", "XGBRegressor", "XGBRanker")
     if about["estimator"] not in known:
         raise ValueError(f"{path} holds a {about['estimator']!r}; known are {', '.join(known)}")
     estimator = getattr(daskdl, about["estimator"])(**{**about["params"], **params})
