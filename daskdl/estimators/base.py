@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import fsspec
 import numpy as np
@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
+from daskdl.clients import current_client
 from daskdl.data.frame import NO_TARGET, as_frame, is_lazy, label_column, source_label
 from daskdl.data.joining import label_names
 from daskdl.data.rows import Rows, learn, read_rows
@@ -21,6 +22,10 @@ from daskdl.data.sources.base import Source
 from daskdl.errors import DataError
 from daskdl.estimators.predict import Outputs, Predictor, predict
 from daskdl.tracking.run import Run
+from daskdl.travel import pack
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 C = TypeVar("C", bound=type)
 
@@ -63,6 +68,14 @@ class DaskEstimator(BaseEstimator):
         return type(self)(**self.get_params(deep=False))
 
     # -- fit --------------------------------------------------------------------------------------------------
+
+    def _client(self) -> Client | None:
+        """The client to train with; what cannot be sent to its workers is refused here, before rows are read."""
+        client = current_client()
+        for name, value in self.get_params(deep=False).items() if client is not None else ():
+            if not isinstance(value, (str, int, float, type(None))):
+                pack(value, f"{name}=")
+        return client
 
     def _read(self, X: Any, y: Any, client: Any, **how: Any) -> Rows:
         """Read and learn, ``how`` as in ``read_rows``: sets ``schema_``, ``target_`` and what scikit-learn knows."""

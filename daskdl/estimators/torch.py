@@ -26,6 +26,7 @@ from daskdl.training.following import in_background
 from daskdl.training.job import Job, NumWorkers, rules_of, started, weight_column
 from daskdl.training.resuming import Resumed, remember_call, workers_for
 from daskdl.training.tensors import to_tensors
+from daskdl.travel import pack
 
 PREDICT_ROWS = 65_536  # rows per forward pass, at most
 PREDICT_BYTES = 64 * 2**20  # of their inputs
@@ -177,7 +178,7 @@ class _TorchEstimator(DaskEstimator):
         config = FitConfig(self.optimizer, self.learning_rate, self.weight_decay, self.loss, self.patience)
         if self.patience is not None and validation_data is None:
             raise ValueError(f"patience={self.patience} needs validation_data=(X, y): it is what is waited for.")
-        client = current_client()
+        client = self._client()
         rows = self._read(X, y, client, moments=True, weight=weight_column(self.sampling), kinds=self.kinds)
         module = self._make_module()
         with held_interrupts():  # the first optimizer of a process makes torch import its compiler
@@ -206,12 +207,14 @@ class _TorchEstimator(DaskEstimator):
             self.run_ = run
             remember_call(run, job.checkpoints, job.fingerprint, fit_again, self._unfitted(), X, y, validation_data)
             try:
-                model, _ = job.run(fit_loop, (module, config), run, resumed.commit if resumed else None)
+                answer = job.run(fit_loop, (module, config), run, resumed.commit if resumed else None)
             except LossDiverged as error:
                 module.load_state_dict(error.state or module.state_dict())
                 self.model_ = module.eval()
                 raise
-            self.model_ = model.eval()
+            if answer.problem is not None:  # what the module became cannot be sent, but what it learned was
+                module.load_state_dict(answer.state["model"])
+            self.model_ = (module if answer.problem is not None else answer.value).eval()
             self._save_for_others(run)
         return self
 
@@ -222,7 +225,7 @@ class _TorchEstimator(DaskEstimator):
         """Copy or build the module, and see on two rows that what comes out has the right shape."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            module = copy.deepcopy(self.module) if isinstance(self.module, nn.Module) else self._built_module()
+            module = copied(self.module) if isinstance(self.module, nn.Module) else self._built_module()
             self._check_module(module)
         return module
 
@@ -287,6 +290,17 @@ class _TorchEstimator(DaskEstimator):
         module = self._make_module()
         module.load_state_dict(load(data))
         return module.eval()
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """Copy a module, also one that holds what was computed from its weights, as the old ``weight_norm`` does."""
+    held = (value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor))
+    computed = {id(tensor): tensor.detach().clone() for tensor in held if tensor.grad_fn is not None}
+    try:
+        return copy.deepcopy(module, computed)
+    except Exception:  # of any class: it is the user's own objects
+        copy_: nn.Module = pack(module, "module").open()
+        return copy_
 
 
 @torch.no_grad()

@@ -183,7 +183,7 @@ reg_alpha, max_bin
             )
         if self.n_estimators < 1:
             raise ValueError(f"n_estimators must be at least 1, got {self.n_estimators}")
-        client = current_client()
+        client = self._client()
         rows = self._read(X, y, client, moments=False)
         num_workers = workers_for(resumed, self.num_workers)
         job = _Boost(self, rows, self._read_validation(validation_data, client), client, num_workers)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import cloudpickle
 from distributed import Client, futures_of
 
 from daskdl.data.frame import is_lazy
@@ -20,6 +19,7 @@ from daskdl.execution import spmd
 from daskdl.tracking.folder import Folder, is_remote, new_id, resolve_root
 from daskdl.tracking.record import RunRecord
 from daskdl.tracking.run import Run, load_run
+from daskdl.travel import pack
 from daskdl.workers import workers_of
 
 SESSION_FILE = "session.json"  # in the run's folder: scheduler and process, while they last
@@ -51,13 +51,7 @@ def in_background(
             "background=True cannot use a persisted frame: it lies in the memory of a cluster that ends with this "
             "notebook. Give the frame before persist(), or a source, or connect to a scheduler of its own."
         )
-    try:
-        job = cloudpickle.dumps((function, args))
-    except Exception as error:  # of any class
-        raise TypeError(
-            "background=True trains in a process of its own, and what it was given cannot be pickled for it "
-            f"({type(error).__name__}: {error}). Open files, connections and locks inside of the loop."
-        ) from error
+    job = pack((function, args), "what background=True is to do")
     root = resolve_root()
     run_id = new_id(root)
     asked = {
