@@ -126,7 +126,10 @@ class DaskEstimator(BaseEstimator):
         check_is_fitted(self, "model_")
         aside = [n for n in X.provenance if n not in self.schema_.names] if isinstance(X, Source) else []
         X = self._with_fit_names(X)
-        return predict(Predictor(self.model_, self.schema_, self.target_, type(self)._outputs), X, what, aside)
+        return predict(self._predictor(), X, what, aside)
+
+    def _predictor(self) -> Predictor:
+        return Predictor(self.model_, self.schema_, self.target_, type(self)._outputs, self.target_.names)
 
     def _without_weights(self, X: Any) -> Any:
         """Drop the column of sampling weights: it is no feature."""
@@ -169,7 +172,8 @@ class DaskEstimator(BaseEstimator):
         Returns
         -------
         dask.dataframe.Series or array of shape (n_rows,)
-            Lazy for a Dask frame or a source: predicted on the workers when it is computed. Else computed here.
+            Lazy for a Dask frame or a source: predicted on the workers when it is computed. Else computed here. Of
+            several labels or outputs: a frame with a column for each, or an array of shape (n_rows, n_outputs).
 
         Raises
         ------

@@ -20,7 +20,7 @@ from daskdl.data.schema.target import Target
 from daskdl.errors import DataError
 from daskdl.travel import Packed, pack
 
-Outputs = Callable[[Any, Schema, pd.DataFrame], npt.NDArray[np.float32]]
+Outputs = Callable[[Any, Schema, pd.DataFrame], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -28,31 +28,42 @@ class Predictor:
     """A trained model and the encoding it was trained with.
 
     ``outputs(model, schema, frame)`` gives class probabilities of shape (n_rows, n_classes), or standardised values of
-    shape (n_rows,) for a regression.
+    shape (n_rows,) for a regression, (n_rows, n_outputs) if ``names`` has a name for each of several.
     """
 
     model: Any
     schema: Schema
     target: Target
     outputs: Outputs
+    names: tuple[Any, ...] = ()
 
-    def probabilities(self, frame: Any) -> npt.NDArray[np.float32]:
+    def probabilities(self, frame: Any) -> npt.NDArray[Any]:
         """Class probabilities of the rows of a frame in memory."""
         frame = to_pandas(frame)
         if not len(frame):
             return np.empty((0, max(1, self.target.n_classes)), dtype=np.float32)
         return self.outputs(self.model, self.schema, frame)
 
+    def values(self, frame: Any) -> npt.NDArray[np.float64]:
+        """Values in the unit of the labels, put together in double precision: labels may be large and differ little."""
+        frame = to_pandas(frame)
+        shape = (len(frame), len(self.names)) if self.names else (len(frame),)
+        if not len(frame):
+            return np.empty(shape)
+        found = np.asarray(self.outputs(self.model, self.schema, frame), dtype=np.float64).reshape(shape)
+        return np.asarray(found * self.target.scale + self.target.mean)
+
     def labels(self, frame: Any) -> npt.NDArray[Any]:
         """Classes, or values in the unit of the labels, of the rows of a frame in memory."""
-        found = self.probabilities(frame)
         if self.target.classes is None:
-            return (found.reshape(-1) * self.target.scale + self.target.mean).astype(np.float64)
-        return self.target.classes[found.argmax(axis=1)]
+            return self.values(frame)
+        return self.target.classes[self.probabilities(frame).argmax(axis=1)]
 
-    def labels_part(self, frame: Any) -> pd.Series:
+    def labels_part(self, frame: Any) -> pd.Series | pd.DataFrame:
         """The labels of one partition, with its index."""
         frame = to_pandas(frame)
+        if self.names:
+            return pd.DataFrame(self.labels(frame), index=frame.index, columns=list(self.names))
         return pd.Series(self.labels(frame), index=frame.index, name="prediction")
 
     def probabilities_part(self, frame: Any) -> pd.DataFrame:
