@@ -74,7 +74,7 @@ class DaskEstimator(BaseEstimator):
         client = current_client()
         for name, value in self.get_params(deep=False).items() if client is not None else ():
             if not isinstance(value, (str, int, float, type(None))):
-                pack(value, f"{name}=")
+                pack(value, name)
         return client
 
     def _read(self, X: Any, y: Any, client: Any, **how: Any) -> Rows:

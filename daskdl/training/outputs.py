@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from daskdl.training.copies import copied
+
 Reads = Literal["logits", "log_probabilities", "probabilities", "scores", "values", "log_values"]
 WILD = 10.0  # standard deviation of weights that drive an output out of [0, 1], if anything can
 
