@@ -89,13 +89,13 @@ class Packed:
         return {"data": self.data, "futures": [], "process": self.process}
 
 
-def pack(thing: Any, what: str = "it", most: int | None = None) -> Packed:
+def pack(thing: Any, what: str = "it", to: str = "to the workers", most: int | None = None) -> Packed:
     """Pack objects: those of the user's own modules by value, all others as pickle does.
 
     Parameters
     ----------
     what : str
-        What they are, for the error.
+        What they are, for the error; and where ``to`` they are sent.
     most : int, optional
         Bytes that it may come to.
 
@@ -121,9 +121,9 @@ def pack(thing: Any, what: str = "it", most: int | None = None) -> Packed:
         where = culprit(thing, _packed)
         where = f"{what}{where}" if where[:1] in (".", "[", "") else where
         raise CannotTravel(
-            f"{what} cannot be sent to another process, because of {where} ({type(error).__name__}: {error}). Locks, "
-            "files, connections, clients and generators belong to the process that made them: make them where they "
-            "are used, inside the function or at the first call."
+            f"{what} cannot be sent {to}: {error}. What it uses from outside travels with it, and {where} belongs to "
+            "this process. Make locks, files, connections, clients and generators where they are used: inside the "
+            "function, or at the first call."
         ) from error
 
 

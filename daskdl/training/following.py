@@ -15,6 +15,7 @@ from typing import Any
 from distributed import Client, futures_of
 
 from daskdl.data.frame import is_lazy
+from daskdl.errors import CannotTravel
 from daskdl.execution import spmd
 from daskdl.tracking.folder import Folder, is_remote, new_id, resolve_root
 from daskdl.tracking.record import RunRecord
@@ -51,7 +52,12 @@ def in_background(
             "background=True cannot use a persisted frame: it lies in the memory of a cluster that ends with this "
             "notebook. Give the frame before persist(), or a source, or connect to a scheduler of its own."
         )
-    job = pack((function, args), "what background=True is to do")
+    try:
+        job = pack((function, args), "what it was given", "there")
+    except CannotTravel as error:
+        raise CannotTravel(
+            f"background=True trains in a process of its own, and what it was given cannot be pickled for it: {error}"
+        ) from error
     root = resolve_root()
     run_id = new_id(root)
     asked = {

@@ -243,7 +243,7 @@ def rank_main(
 def packed_up(answer: Answer) -> Answer:
     """Pack the value by itself: whatever it is, what was learned must get home."""
     try:
-        return replace(answer, value=pack(answer.value, "what the loop returned"))
+        return replace(answer, value=pack(answer.value, "what the loop returned", "back"))
     except CannotTravel as error:
         return replace(answer, value=None, problem=str(error))
 

@@ -86,7 +86,7 @@ def remember_call(run: Run, rules: Checkpoints, fingerprint: str, function: Call
         why = "the frame is persisted, and what lies in the memory of workers goes with them"
     else:
         try:
-            call = pack((rules, fingerprint, function, args), "what was given", MAX_CALL_BYTES)
+            call = pack((rules, fingerprint, function, args), "what was given", "to another session", MAX_CALL_BYTES)
             write_private("calls", run.id, call)
         except OverflowError:
             why = f"the data given is larger than {MAX_CALL_BYTES >> 20} MiB"

@@ -181,8 +181,9 @@ def train(
     """
     if not callable(loop):
         raise TypeError(f"loop must be a function that takes a Context, got {type(loop).__name__}")
-    for what, given in {"loop": loop, "what is passed on to it": args, "batch_transform": batch_transform}.items():
-        pack(given, what)  # refuses what cannot be sent, before anything is computed
+    for what, given in {"loop": loop, "what it is called with": args, "batch_transform": batch_transform}.items():
+        if what == "loop" or not background:
+            pack(given, what)  # refuses what cannot be sent, before anything is computed
     if not isinstance(data, tuple) or len(data) != 2:
         raise TypeError(f"data must be (X, y), got {type(data).__name__}; for example (df[features], df['label'])")
     options = {
@@ -271,7 +272,7 @@ def load_result(run_id: str, root: str | os.PathLike[str] | None = None) -> Resu
 def _write_parts(run: Run, parts: _Parts) -> None:
     """Keep what a run in the background leaves, before it ends: who waits for its end finds it."""
     try:
-        packed = pack(parts, "what the loop returned")
+        packed = pack(parts, "what the loop returned", "to other processes")
     except CannotTravel as error:
         run.event("warning", f"{error} The state it kept is there.")
         packed = pack(replace(parts, value=None, problem=str(error)))
