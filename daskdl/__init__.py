@@ -41,7 +41,7 @@ _NAMES = {
     "runs": "tracking.run",
     "load_run": "tracking.run",
     "compare": "plotting",
-    "load": "estimators.base",
+    "load": "estimators.saving",
 }
 _MODULES = ("datasets", "errors", "plotting", "spmd")
 

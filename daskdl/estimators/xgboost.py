@@ -190,6 +190,7 @@ reg_alpha, max_bin
         own = {k: v for k, v in self.get_params(deep=False).items() if k not in ("name", "verbose", "seed")}
         with started(self.name or "XGBoost", type(self).__name__, own, job, self.verbose, resumed) as run:
             self.run_ = run
+            self._try_saving(run)
             remember_call(run, job.checkpoints, job.fingerprint, fit_again, self._unfitted(), X, y, validation_data)
             raw, self.best_iteration_ = job.run(run, resumed.commit if resumed else None)
             self.model_ = _booster(raw)
