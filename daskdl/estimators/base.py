@@ -93,7 +93,7 @@ class DaskEstimator(BaseEstimator):
             self.classes_ = self.target_.classes
         return rows
 
-    def _read_validation(self, validation_data: Any, client: Any) -> Rows | None:
+    def _read_validation(self, validation_data: Any, client: Any, **how: Any) -> Rows | None:
         if validation_data is None:
             return None
         if not isinstance(validation_data, tuple) or len(validation_data) != 2:
@@ -108,6 +108,7 @@ class DaskEstimator(BaseEstimator):
             client=client,
             moments=False,
             kinds=getattr(self, "kinds", None),
+            **how,
         )
         if not rows.n_rows:
             raise DataError("validation_data has no rows; there is nothing to validate on. Look at its filters.")
