@@ -20,7 +20,7 @@ from daskdl.data.schema.target import Target
 from daskdl.data.sources.base import Source
 from daskdl.errors import DataError
 from daskdl.estimators.predict import Outputs, Predictor, predict
-from daskdl.tracking.run import Run
+from daskdl.run import Run
 
 C = TypeVar("C", bound=type)
 

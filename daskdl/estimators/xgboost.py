@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from daskdl.data.rows import Rows
-    from daskdl.tracking.run import Run
+    from daskdl.run import Run
 
 
 class _XGBEstimator(DaskEstimator):
