@@ -22,6 +22,7 @@ _NAMES = {
     "TorchRegressor": "estimators.torch",
     "XGBClassifier": "estimators.xgboost",
     "XGBRegressor": "estimators.xgboost",
+    "XGBRanker": "estimators.xgboost",
     "TabularNet": "estimators.tabular",
     "Schema": "data.schema",
     "Image": "data.schema",

@@ -58,6 +58,10 @@ class DataError(DaskdlError, ValueError):
         return DataError(f"{names}{more}: {self}")
 
 
+class CannotTravel(DaskdlError, TypeError):
+    """What was given, or made, cannot be sent to another process; the message names what in it belongs to this one."""
+
+
 class MissingExtraError(DaskdlError, ImportError):
     """An optional package is needed; the message says which command installs it."""
 

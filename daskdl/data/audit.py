@@ -96,7 +96,7 @@ def audit_table(order: SampleOrder | Mixture, uses: Sequence[Use]) -> pd.DataFra
 
 
 COLUMNS = ("steps", "rows", "min", "max", "digest", "as_planned")
-FIELDS = ("batch_size", "seed", "shuffle", "drop_last", "lanes", "window_rows")
+FIELDS = ("batch_size", "seed", "shuffle", "drop_last", "lanes", "window_rows", "least_rows")
 
 
 def order_to_bytes(order: SampleOrder | Mixture) -> bytes:

@@ -19,6 +19,7 @@ from daskdl.data.schema import Schema
 from daskdl.data.schema.target import Target
 from daskdl.data.sources.base import Chunk, to_frame
 from daskdl.errors import DataError
+from daskdl.travel import Packed
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def encode_piece(piece: Any, encoder: Encoder, digest: int) -> Mapping[str, Any]
         The partition was computed again and has other rows than the ones that were looked at.
     """
     if isinstance(piece, tuple):
-        source, group = piece
+        source, group = piece[0].value if isinstance(piece[0], Packed) else piece[0], piece[1]
         chunks = list(source.read(group, 0, int(source.counts[group])))
         return encoder(pd.concat([to_frame(c) for c in chunks], ignore_index=True) if chunks else source.head(0))
     piece = to_pandas(piece)

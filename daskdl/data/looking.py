@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 from distributed import Client
 
-from daskdl.data.extras import Columns, describe_extras
+from daskdl.data.extras import Columns, describe_extras, read_extra
 from daskdl.data.frame import to_pandas
 from daskdl.data.schema import ColumnStats, Kinds, describe
 from daskdl.data.schema.target import describe_targets
 from daskdl.data.schema.values import names_of
 from daskdl.data.sources.base import Chunk, Source
 from daskdl.errors import DataError
+from daskdl.travel import pack, submit
 from daskdl.workers import again_if_lost, workers_of
 
 PIECES_PER_WORKER = 4
@@ -42,6 +43,8 @@ class Look:
         Checksum and size of a piece of a frame.
     extras : dict of ColumnStats
         Between what the values of each role lie.
+    queries : array or None
+        The different ones, where rows have a query.
     """
 
     stats: dict[Any, ColumnStats]
@@ -50,6 +53,7 @@ class Look:
     digest: int = 0
     n_bytes: int = 0
     extras: dict[str, ColumnStats] = field(default_factory=dict)
+    queries: Any = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ def _look(chunk: Chunk, asked: Asked) -> Look:
     if asked.labels:
         labels = describe_targets([chunk[name] for name in asked.labels], asked.classes)
     stats = {n: describe(chunk[n], asked.moments, asked.kinds.get(n), n) for n in features}
-    return Look(stats, labels, weights, extras=describe_extras(chunk, asked.extras))
+    queries = np.unique(read_extra("qid", chunk, asked.extras["qid"])) if "qid" in asked.extras else None
+    return Look(stats, labels, weights, extras=describe_extras(chunk, asked.extras), queries=queries)
 
 
 def _weight_sum(weights: Any) -> float:
@@ -142,8 +147,8 @@ def look_at_source(source: Source, asked: Asked, client: Client | None) -> list[
 
 
 def _look_on_workers(client: Client, source: Source, runs: list[range], asked: Asked) -> list[Any]:
-    held = client.scatter(source, hash=False)
-    return list(client.gather([client.submit(look_at_groups, held, run, asked, pure=False) for run in runs]))
+    held, packed = client.scatter(pack(source, "the source"), hash=False), pack(asked, "kinds= with what they hold")
+    return list(client.gather([submit(client, look_at_groups, held, run, packed) for run in runs]))
 
 
 def look_at_groups(source: Source, groups: Sequence[int], asked: Asked) -> list[Look] | DataError:

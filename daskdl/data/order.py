@@ -113,6 +113,8 @@ class SampleOrder:
         is a good one. It belongs to the order, as the seed does.
     window_rows : int
         Rows are shuffled within windows of this many rows of a lane. It belongs to the order too.
+    least_rows : int
+        A last batch of fewer rows is joined to the one before it: for a module that cannot be trained on one row.
 
     Examples
     --------
@@ -132,6 +134,7 @@ class SampleOrder:
     drop_last: bool = False
     lanes: int | None = None
     window_rows: int = WINDOW_ROWS
+    least_rows: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -172,7 +175,8 @@ class SampleOrder:
         >>> SampleOrder([5, 0, 7], batch_size=4, seed=0).fingerprint
         '12 rows in 3 groups, batches of 4 (0eff55b69629)'
         """
-        decides = (self.batch_size, self.seed, self.shuffle, self.drop_last, self.n_lanes, self.window_rows)
+        decides = [self.batch_size, self.seed, self.shuffle, self.drop_last, self.n_lanes, self.window_rows]
+        decides += [self.least_rows] if self.least_rows > 1 else []  # an order is called what it was called before
         seen = hashlib.sha256(repr(tuple(map(int, decides))).encode())
         seen.update(np.ascontiguousarray(self.row_counts).data)
         size = f"{self.n_rows:,} rows in {len(self.row_counts):,} groups, batches of {self.batch_size:,}"
@@ -190,12 +194,19 @@ class SampleOrder:
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch."""
         full, rest = divmod(self.n_rows, self.batch_size)
-        return full + (1 if rest and not self.drop_last else 0)
+        if not rest or self.drop_last or (full and rest < self.least_rows):
+            return full
+        return full + 1
 
     def batch_rows(self, step: int) -> int:
-        """Rows of the global batch at ``step`` (only the last one may be short)."""
+        """Rows of the global batch at ``step``; only the last one may be short, or long by what was joined to it."""
         self._check_step(step)
-        return min(self.batch_size, self.n_rows - step * self.batch_size)
+        return self._end(step + 1) - step * self.batch_size
+
+    def _end(self, step: int) -> int:
+        """Position in the epoch at which the first ``step`` batches end."""
+        last = step == self.steps_per_epoch and not self.drop_last
+        return self.n_rows if last else step * self.batch_size
 
     def _check_step(self, step: int) -> None:
         if not 0 <= step < self.steps_per_epoch:
@@ -280,7 +291,7 @@ class SampleOrder:
         while first_step < stop_step:
             epoch, step = divmod(first_step, self.steps_per_epoch)
             steps = min(stop_step - first_step, self.steps_per_epoch - step)
-            yield 0, epoch, step * self.batch_size, min(self.n_rows, (step + steps) * self.batch_size)
+            yield 0, epoch, step * self.batch_size, self._end(step + steps)
             first_step += steps
 
     # -- who reads what ---------------------------------------------------------------------------------------

@@ -18,12 +18,14 @@ from daskdl.data.extras import Columns, Extras, check_extras
 from daskdl.data.frame import LABEL, NO_TARGET, Frame, is_lazy, no_such_column, source_label
 from daskdl.data.joining import joined
 from daskdl.data.looking import Asked, Look, look_at, look_at_source, merge_looks, refused
+from daskdl.data.queries import cut_between_queries, scattered, shuffled_by_query, sorted_by_query
 from daskdl.data.schema import ColumnStats, Kinds, Missing, Schema
 from daskdl.data.schema.target import Target
 from daskdl.data.sources.base import Source
 from daskdl.data.sources.parquet import ParquetSource
 from daskdl.data.staging.stage import stage
 from daskdl.errors import DataError
+from daskdl.travel import pack, submit
 from daskdl.workers import again_if_lost, workers_of
 
 # Of a frame in memory. The order of the rows follows from how it is cut, so that does not follow from the cluster.
@@ -96,12 +98,16 @@ class Rows:
         digests = [self.looks[i].digest for i in numbers]
         if self.client is None:
             return [encode_piece(piece, encoder, digest) for piece, digest in zip(pieces, digests, strict=True)]
-        blocks = []
+        blocks, packed = [], pack(encoder, "kinds= with what they hold")
+        source = None
+        if self.source is not None:  # sent once, and not once for every group: it may hold its rows
+            source = self.client.scatter(pack(self.source, "the source"), hash=False)
         for i, number in enumerate(numbers):
             piece, pieces[i] = pieces[i], None
             places = workers(number)
-            submit = {"workers": places, "allow_other_workers": bool(places), "pure": False}
-            blocks.append(self.client.submit(encode_piece, piece, encoder, digests[i], **submit))
+            where = {"workers": places, "allow_other_workers": bool(places)}
+            piece = (source, number) if source is not None else piece
+            blocks.append(submit(self.client, encode_piece, piece, packed, digests[i], **where))
         return blocks
 
     def _pieces_again(self, numbers: Sequence[int]) -> list[Any]:
@@ -169,10 +175,21 @@ def read_rows(
     frame, label, columns = joined(X, y, kinds or {}, extras, several)
     asked = replace(asked, label=label, extras=columns)
     _check_weight(list(frame.columns), asked)
+    query = columns["qid"][0] if "qid" in columns else None
+    if query is not None and not is_lazy(frame):
+        frame = sorted_by_query(frame, query)
     if client is None and not is_lazy(frame):
-        pieces = _cut(frame)
+        pieces = _cut(frame, query)
         return _rows(pieces, refused([look_at(piece, asked) for piece in pieces]), asked, None)
     pieces, looks = again_if_lost(lambda: _pieces_and_looks(frame, asked, client))
+    if looks is not None and scattered(looks):
+        frame = shuffled_by_query(frame, query)
+        pieces, looks = again_if_lost(lambda: _pieces_and_looks(frame, asked, client))
+    if looks is None and query is not None:
+        raise DataError(
+            "the frame is larger than half the memory of the workers, and a ranking needs all rows of a query "
+            "together. Add workers, or rank fewer rows."
+        )
     if looks is None:
         return _rows_of_staged(frame, asked, client)
     return _rows(pieces, looks, asked, client, frame=frame)
@@ -249,7 +266,7 @@ def _give_back_memory() -> None:
 
 def _pieces_and_looks(frame: Frame, asked: Asked, client: Client | None) -> tuple[list[Any], list[Look] | None]:
     """Hold a frame in the memory of the workers and look at it there; nothing if it does not fit."""
-    pieces = _pieces(frame, client)
+    pieces = _pieces(frame, client, asked.extras.get("qid", (None,))[0])
     looks = _looks(pieces, asked, client)
     return ([], None) if looks is None else (pieces, looks)
 
@@ -257,7 +274,8 @@ def _pieces_and_looks(frame: Frame, asked: Asked, client: Client | None) -> tupl
 def _looks(pieces: list[Any], asked: Asked, client: Client | None) -> list[Look] | None:
     """Look at all partitions; None as soon as it is clear that they will not fit into memory together."""
     assert client is not None
-    futures = [client.submit(look_at, piece, asked, pure=False) for piece in pieces]
+    packed = pack(asked, "kinds= with what they hold")
+    futures = [submit(client, look_at, piece, packed) for piece in pieces]
     room = HELD_SHARE * sum(w["memory_limit"] or np.inf for w in workers_of(client).values())
     seen = 0
     for n, future in enumerate(as_completed(futures, raise_errors=False), start=1):
@@ -271,7 +289,7 @@ def _looks(pieces: list[Any], asked: Asked, client: Client | None) -> list[Look]
     return client.gather(futures)
 
 
-def _pieces(frame: Frame, client: Client | None) -> list[Any]:
+def _pieces(frame: Frame, client: Client | None, query: Any) -> list[Any]:
     if client is None:  # and the frame is lazy
         raise ValueError(
             "X is a Dask DataFrame and there is no Dask client to compute it with. Start one first: "
@@ -279,12 +297,14 @@ def _pieces(frame: Frame, client: Client | None) -> list[Any]:
         )
     if is_lazy(frame):
         return sorted(futures_of(client.persist(frame)), key=lambda future: future.key[-1])  # keys are (name, i)
-    return list(client.scatter(_cut(frame), hash=False))
+    return list(client.scatter(_cut(frame, query), hash=False))
 
 
-def _cut(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """Cut a frame in memory into pieces of about equal rows."""
+def _cut(frame: pd.DataFrame, query: Any = None) -> list[pd.DataFrame]:
+    """Cut a frame in memory into pieces of about equal rows; between queries if there are any."""
     n = max(1, min(MOST_PIECES, len(frame) // MIN_PIECE_ROWS))
+    if query is not None:
+        return cut_between_queries(frame, query, n)
     return [frame.iloc[a:b] for a, b in pairwise(len(frame) * i // n for i in range(n + 1))]
 
 

@@ -80,7 +80,7 @@ class DaskEstimator(BaseEstimator):
             self.classes_ = self.target_.classes
         return rows
 
-    def _read_validation(self, validation_data: Any, client: Any) -> Rows | None:
+    def _read_validation(self, validation_data: Any, client: Any, **how: Any) -> Rows | None:
         if validation_data is None:
             return None
         if not isinstance(validation_data, tuple) or len(validation_data) != 2:
@@ -95,6 +95,7 @@ class DaskEstimator(BaseEstimator):
             client=client,
             moments=False,
             kinds=getattr(self, "kinds", None),
+            **how,
         )
         if not rows.n_rows:
             raise DataError("validation_data has no rows; there is nothing to validate on. Look at its filters.")
@@ -113,7 +114,10 @@ class DaskEstimator(BaseEstimator):
         check_is_fitted(self, "model_")
         aside = [n for n in X.provenance if n not in self.schema_.names] if isinstance(X, Source) else []
         X = self._with_fit_names(X)
-        return predict(Predictor(self.model_, self.schema_, self.target_, type(self)._outputs), X, what, aside)
+        return predict(self._predictor(), X, what, aside)
+
+    def _predictor(self) -> Predictor:
+        return Predictor(self.model_, self.schema_, self.target_, type(self)._outputs, self.target_.names)
 
     def _without_weights(self, X: Any) -> Any:
         """Drop the column of sampling weights: it is no feature."""
@@ -156,7 +160,8 @@ class DaskEstimator(BaseEstimator):
         Returns
         -------
         dask.dataframe.Series or array of shape (n_rows,)
-            Lazy for a Dask frame or a source: predicted on the workers when it is computed. Else computed here.
+            Lazy for a Dask frame or a source: predicted on the workers when it is computed. Else computed here. Of
+            several labels or outputs: a frame with a column for each, or an array of shape (n_rows, n_outputs).
 
         Raises
         ------
@@ -224,7 +229,8 @@ class DaskClassifier(ClassifierMixin, DaskEstimator):
         Returns
         -------
         dask.dataframe.DataFrame or array of shape (n_rows, n_classes)
-            Lazy for a Dask frame, one column per class, with the frame's index. Else computed here.
+            Lazy for a Dask frame: one column per class in the order of ``classes_``, named by the class as text, with
+            the frame's index. Else computed here.
         """
         return self._predict(X, "probabilities")
 
@@ -291,7 +297,7 @@ def load(path: str, **params: Any) -> Any:
         about = json.load(file)
     if about["format"] != 1:
         raise ValueError(f"{path} was saved in format {about['format']}, this daskdl reads format 1. Upgrade daskdl.")
-    known = ("TorchClassifier", "TorchRegressor", "XGBClassifier", "XGBRegressor")
+    known = ("TorchClassifier", "TorchRegressor", "XGBClassifier", "XGBRegressor", "XGBRanker")
     if about["estimator"] not in known:
         raise ValueError(f"{path} holds a {about['estimator']!r}; known are {', '.join(known)}")
     estimator = getattr(daskdl, about["estimator"])(**{**about["params"], **params})

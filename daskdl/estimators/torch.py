@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
-import torch
 from torch import nn
 
 from daskdl.clients import current_client
-from daskdl.data.arrays import Ragged
 from daskdl.data.batches import Transform, check_transform
-from daskdl.data.schema import Missing, Schema
-from daskdl.errors import DataError, LossDiverged
+from daskdl.data.schema import Missing
+from daskdl.errors import LossDiverged
 from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by, fit_again
+from daskdl.estimators.forward import Module, class_outputs, make_module, number_outputs
+from daskdl.estimators.predict import Predictor
 from daskdl.estimators.tabular import TabularNet
 from daskdl.execution.interrupts import held_interrupts, noted_interrupts
 from daskdl.training.checkpoints import Checkpoints
-from daskdl.training.fit import FitConfig, class_scores, fit_loop, make_optimizer
+from daskdl.training.fit import FitConfig, fit_loop, make_optimizer
 from daskdl.training.following import in_background
 from daskdl.training.job import Job, NumWorkers, rules_of, started, weight_column
+from daskdl.training.losses import as_loss
 from daskdl.training.resuming import Resumed, remember_call, workers_for
-from daskdl.training.tensors import to_tensors
-
-PREDICT_ROWS = 65_536  # rows per forward pass, at most
-PREDICT_BYTES = 64 * 2**20  # of their inputs
-
-Module = nn.Module | Callable[[Schema, int], nn.Module] | None
+from daskdl.training.trial import n_outputs_for, standardised, try_out
 
 
 class _TorchEstimator(DaskEstimator):
@@ -174,12 +168,19 @@ class _TorchEstimator(DaskEstimator):
 
     @noted_interrupts()
     def _fit(self, resumed: Resumed | None, X: Any, y: Any, validation_data: tuple[Any, Any] | None) -> Self:
-        config = FitConfig(self.optimizer, self.learning_rate, self.weight_decay, self.loss, self.patience)
+        config = FitConfig(self.optimizer, self.learning_rate, self.weight_decay, self.patience)
         if self.patience is not None and validation_data is None:
             raise ValueError(f"patience={self.patience} needs validation_data=(X, y): it is what is waited for.")
+        loss = None if self.loss is None else as_loss(self.loss)
         client = current_client()
-        rows = self._read(X, y, client, moments=True, weight=weight_column(self.sampling), kinds=self.kinds)
-        module = self._make_module()
+        several = isinstance(self, DaskRegressor)
+        weight = weight_column(self.sampling)
+        rows = self._read(X, y, client, moments=True, weight=weight, kinds=self.kinds, several=several)
+        self._made_for = n_outputs_for(loss, self.target_)
+        module = make_module(self.module, self.schema_, self._made_for, self.seed)
+        trial = try_out(module, loss, self.target_, self.schema_, rows.label, weighted=False)
+        self.target_ = standardised(self.target_, trial)
+        self._reads, self._n_outputs = trial.objective.reads, trial.n_outputs
         with held_interrupts():  # the first optimizer of a process makes torch import its compiler
             make_optimizer(config, module)  # refuses a wrong one before anything is launched
         y_type = np.float32 if self.target_.classes is None else np.int64
@@ -199,6 +200,7 @@ class _TorchEstimator(DaskEstimator):
             self.batch_transform,
             rules_of(self.checkpoints),
             self.reproducible,
+            trial.takes_one_row,
         )
         title = self.name or str(getattr(self.module or TabularNet, "__name__", type(self.module).__name__))
         params = {k: v for k, v in self.get_params(deep=False).items() if k not in ("name", "verbose", "seed")}
@@ -206,7 +208,9 @@ class _TorchEstimator(DaskEstimator):
             self.run_ = run
             remember_call(run, job.checkpoints, job.fingerprint, fit_again, self._unfitted(), X, y, validation_data)
             try:
-                model, _ = job.run(fit_loop, (module, config), run, resumed.commit if resumed else None)
+                model, _ = job.run(
+                    fit_loop, (module, trial.objective, config), run, resumed.commit if resumed else None
+                )
             except LossDiverged as error:
                 module.load_state_dict(error.state or module.state_dict())
                 self.model_ = module.eval()
@@ -215,61 +219,9 @@ class _TorchEstimator(DaskEstimator):
             self._save_for_others(run)
         return self
 
-    def _n_outputs(self) -> int:
-        return 1 if self.target_.n_classes <= 2 else self.target_.n_classes
-
-    def _make_module(self) -> nn.Module:
-        """Copy or build the module, and see on two rows that what comes out has the right shape."""
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            module = copy.deepcopy(self.module) if isinstance(self.module, nn.Module) else self._built_module()
-            self._check_module(module)
-        return module
-
-    def _built_module(self) -> nn.Module:
-        wanted = "Expected a torch.nn.Module, or a function module(schema, n_outputs) that makes one"
-        build = TabularNet if self.module is None else self.module
-        if not callable(build):
-            raise TypeError(f"{wanted}; got {self.module!r}.")
-        try:
-            module = build(self.schema_, self._n_outputs())
-        except Exception as error:
-            error.add_note(f"It was raised by module(schema, {self._n_outputs()}). {wanted}; got {self.module!r}.")
-            raise
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"{wanted}; this one made {type(module).__name__}.")
-        return module
-
-    def _check_module(self, module: nn.Module) -> None:
-        if not any(p.requires_grad for p in module.parameters()):
-            raise ValueError(f"module has no parameters that learn: {module!r}. Add a layer, or set requires_grad.")
-        example = self.schema_.example(2)
-        took = " and ".join(f"{name} {x.shape}" for name, x in example.items())
-        device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        inputs, _ = to_tensors(example, device)
-        training = module.training
-        try:
-            with torch.no_grad():
-                output = module.eval()(*inputs)
-        except Exception as error:
-            raise ValueError(
-                f"module cannot take the inputs this data makes, {took} for two rows: {type(error).__name__}: {error}. "
-                "Take them in this order, and size the first layers by schema.n_numbers and schema.cardinalities, or "
-                "give a function module(schema, n_outputs) that does."
-            ) from error
-        module.train(training)
-        n = self.target_.n_classes
-        right = [(2,), (2, 1)] if n <= 2 else []
-        right += [(2, n)] if n >= 2 else []
-        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        if shape not in right and self.loss is None:
-            raise ValueError(
-                f"module gave an output of shape {shape} for two rows ({took}); expected "
-                f"{' or '.join(map(str, right))} for {f'{n} classes' if n else 'a regression'}. Change its last layer."
-            )
-
     def _model_notes(self) -> dict[str, Any]:
-        return {"default": self.module is None}
+        outputs = {"reads": self._reads, "made_for": self._made_for, "n_outputs": self._n_outputs}
+        return {"default": self.module is None, **outputs}
 
     def _model_bytes(self) -> bytes:
         from safetensors.torch import save
@@ -284,30 +236,10 @@ class _TorchEstimator(DaskEstimator):
                 "this estimator was trained with a module of its own, and a file holds its weights only. Pass it: "
                 "daskdl.load(path, module=net)."
             )
-        module = self._make_module()
+        self._reads, self._made_for, self._n_outputs = notes["reads"], notes["made_for"], notes["n_outputs"]
+        module = make_module(self.module, self.schema_, self._made_for, self.seed)
         module.load_state_dict(load(data))
         return module.eval()
-
-
-@torch.no_grad()
-def _forward(model: nn.Module, schema: Schema, frame: pd.DataFrame) -> torch.Tensor:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    block = schema.encode(frame)
-    model = model.to(device).eval()
-    row_bytes = sum(x.nbytes for x in schema.example(1).values())  # decoded, and padded to the longest row
-    row_bytes += sum(
-        8 * int(x.lengths.max(initial=0)) * x.values[:1].size for x in block.values() if isinstance(x, Ragged)
-    )
-    rows = max(1, min(PREDICT_ROWS, PREDICT_BYTES // max(1, row_bytes)))
-    outputs = []
-    for i in range(0, len(frame), rows):
-        try:
-            finished = schema.finish({name: x[i : i + rows] for name, x in block.items()})
-        except DataError as error:
-            raise error.moved(i) from error
-        inputs, _ = to_tensors(finished, device)
-        outputs.append(model(*inputs))
-    return torch.cat(outputs).cpu()
 
 
 @documented_by(_TorchEstimator)
@@ -325,10 +257,23 @@ class TorchClassifier(DaskClassifier, _TorchEstimator):
     [False, True]
     """
 
-    @staticmethod
-    def _outputs(model: nn.Module, schema: Schema, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
-        found: npt.NDArray[np.float32] = class_scores(_forward(model, schema, frame)).softmax(1).numpy()
-        return found
+    def _predictor(self) -> Predictor:
+        return Predictor(self.model_, self.schema_, self.target_, partial(class_outputs, reads=self._reads))
+
+    def predict_proba(self, X: Any) -> Any:
+        """Predict class probabilities; see ``DaskClassifier.predict_proba``.
+
+        Raises
+        ------
+        ValueError
+            The loss has no probabilities: ``MultiMarginLoss``.
+        """
+        if getattr(self, "_reads", None) == "scores":
+            raise ValueError(
+                "the loss was MultiMarginLoss, whose outputs are scores and no probabilities. Use predict, or train "
+                "with CrossEntropyLoss."
+            )
+        return super().predict_proba(X)
 
 
 @documented_by(_TorchEstimator)
@@ -344,7 +289,7 @@ class TorchRegressor(DaskRegressor, _TorchEstimator):
     True
     """
 
-    @staticmethod
-    def _outputs(model: nn.Module, schema: Schema, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
-        found: npt.NDArray[np.float32] = _forward(model, schema, frame).reshape(-1).numpy()
-        return found
+    def _predictor(self) -> Predictor:
+        names = self.target_.names or (tuple(range(self._n_outputs)) if self._n_outputs > 1 else ())
+        outputs = partial(number_outputs, reads=self._reads)
+        return Predictor(self.model_, self.schema_, self.target_, outputs, names)

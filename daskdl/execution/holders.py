@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from distributed import Client
 
@@ -14,11 +14,24 @@ from daskdl.execution.deposits import Place, choose, deposited, drop_deposit, en
 if TYPE_CHECKING:
     from distributed import Scheduler
 
-    from daskdl.execution.overseer import Overseer
-
 OVERSEER = "daskdl-overseer"
 RETRY_SECONDS = 1.0  # until those that did not answer are asked again
 END_TRIES = 10  # to have a deposit forgotten by one that is not there; one that is there is asked on and on
+
+
+class Watch(Protocol):
+    """What ``Holders`` need of the ``Overseer``, which has them."""
+
+    scheduler: Scheduler
+
+    def goes_on(self, run: str) -> bool:
+        """Whether a run has a client."""
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do some work as long as the plugin watches."""
+
+    async def ask_all(self, addresses: Iterable[str], function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call a function in workers or nannies; what they answer, or the error of those that do not."""
 
 
 class Holders:
@@ -30,7 +43,7 @@ class Holders:
         By run: addresses of those that hold something for it, or did.
     """
 
-    def __init__(self, overseer: Overseer) -> None:
+    def __init__(self, overseer: Watch) -> None:
         self._overseer = overseer
         self.chosen: dict[str, set[str]] = {}
 

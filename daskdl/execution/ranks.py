@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +16,7 @@ from daskdl.execution import rendezvous
 from daskdl.execution.frames import guard_frames
 from daskdl.execution.rank_env import available_cores, training_process
 from daskdl.execution.witness import last_words
+from daskdl.travel import Packed, pack
 
 
 @dataclass(frozen=True)
@@ -138,10 +137,16 @@ class Failure:
         return self.error.with_traceback(tblib.Traceback.from_dict(self.traceback).as_traceback())
 
 
-def rank_main(
-    gang: Gang, rank: int, function: Callable[..., Any], args: tuple[Any, ...], extra: tuple[Any, ...]
-) -> Any:
-    """One rank: join the gang, call the function, and say who failed first if it fails."""
+def rank_main(gang: Gang, rank: int, call: tuple[Packed, Packed], found: tuple[list[Any], list[Any]]) -> Packed:
+    """One rank: join the gang, call the function, and say who failed first if it fails.
+
+    Parameters
+    ----------
+    call : (Packed, Packed)
+        The function and its arguments, and further arguments of this rank.
+    found : (list, list)
+        Results of the futures among them.
+    """
     guard_frames()
     store = rendezvous.connect_store(gang.host(0), gang.store_port)
     _this_rank.gang, _this_rank.host, _this_rank.worker = gang.id, gang.host(rank), get_worker()
@@ -153,12 +158,13 @@ def rank_main(
             rendezvous.process_group(gang.id, store, gang.backend, rank, gang.world_size, gang.host(rank)),
         ):
             try:
-                return function(*args, *extra)
+                (function, args), extra = (packed.open(values) for packed, values in zip(call, found, strict=True))
+                return pack(function(*args, *extra), f"what rank {rank} returned")
             except BaseException as error:
                 # first, because other ranks fail by what comes next
                 failure = _failure(store if gang.id not in _stopping else None, rank, error)
                 rendezvous.abort(gang.id)
-                return failure
+                return pack(failure)
     finally:
         _this_rank.gang = ""
         _stopping.discard(gang.id)
@@ -173,7 +179,7 @@ def _failure(store: Any, rank: int, error: BaseException) -> Failure:
     frames = tblib.Traceback(error.__traceback__).to_dict()
     error.__traceback__ = None  # its frames hold the model and the data
     try:
-        pickle.loads(pickle.dumps(error))
+        pack(error).open()
     except Exception:  # an error that does not survive the way to the client
         error = RuntimeError(f"{type(error).__name__}: {error}")
     return Failure(first, error, frames)

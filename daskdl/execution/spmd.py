@@ -30,6 +30,7 @@ from daskdl.execution.ranks import (
     wake,
 )
 from daskdl.execution.seats import Seats, holders
+from daskdl.travel import Packed, pack
 from daskdl.workers import workers_of
 
 __all__ = ["Gang", "choose_workers", "host_of_rank", "run", "span_of", "stopping"]
@@ -157,6 +158,7 @@ def run(
     extra = list(rank_args) if rank_args is not None else [()] * len(addresses)
     if len(extra) != len(addresses):
         raise ValueError(f"rank_args must have one tuple per rank: {len(addresses)} ranks, got {len(extra)}")
+    call, more = pack((function, args), "the function with its arguments"), [pack(one, "rank_args") for one in extra]
     install(client)
     with Seats(client, str(getattr(function, "__name__", "spmd.run"))) as seats:
         if not held:
@@ -164,7 +166,8 @@ def run(
         _check_alive(client, addresses)
         try:
             gang = _assemble(client, addresses, backend)
-            return _launched(client, gang, function, args, extra, watch, interrupted)
+            name = str(getattr(function, "__name__", "rank"))
+            return _launched(client, gang, name, call, more, watch, interrupted)
         except WorkerLost as lost:
             if held:  # the caller may go on without it, and must not wait to be told why
                 raise
@@ -174,9 +177,9 @@ def run(
 def _launched(
     client: Client,
     gang: Gang,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    extra: list[tuple[Any, ...]],
+    name: str,
+    call: Packed,
+    extra: list[Packed],
     watch: Callable[[], None] | None,
     interrupted: Callable[[], bool] | None,
 ) -> list[Any]:
@@ -187,10 +190,9 @@ def _launched(
             rank_main,
             gang,
             rank,
-            function,
-            args,
-            extra[rank],
-            key=f"{getattr(function, '__name__', 'rank')}-{gang.id}-{rank}",
+            (call, extra[rank]),
+            (call.futures, extra[rank].futures),
+            key=f"{name}-{gang.id}-{rank}",
             workers=[address],
             allow_other_workers=False,
             pure=False,
@@ -286,7 +288,7 @@ def _answer(future: Future, gang: Gang, losses: Losses) -> Any:
     seconds = ANSWER_SECONDS
     while True:
         try:
-            return future.result(timeout=seconds)
+            return future.result(timeout=seconds).open(home=True)
         except TimeoutError:
             if losses.lost:
                 raise _worker_lost(gang, losses.lost[0]) from None

@@ -82,7 +82,8 @@ def importance_data(estimator: Any, kind: Importance = "gain", top: int | None =
         )
     names = estimator.schema_.feature_names
     scores = model.get_score(importance_type=kind)
-    frame = pd.DataFrame({"feature": names, "importance": [float(scores.get(name, 0.0)) for name in names]})
+    importance = [float(np.sum(scores.get(name, 0.0))) for name in names]
+    frame = pd.DataFrame({"feature": estimator.schema_.feature_labels, "importance": importance})
     frame = frame.sort_values("importance", ascending=False, kind="stable").head(top or len(names))
     frame = frame.reset_index(drop=True)
     frame.attrs["kind"] = kind

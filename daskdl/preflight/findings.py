@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from daskdl.data.schema.stats import ColumnStats
 from daskdl.preflight import resources
 from daskdl.preflight.facts import FEW_ROWS, Facts
@@ -239,6 +241,8 @@ def label(facts: Facts) -> Iterator[Finding]:
         yield _refused("label", facts.label_name, facts.label_refused)
     elif facts.task == "classes":
         yield from _balance(facts, stats)
+    elif np.ndim(stats.m2):
+        yield Finding("label", "ok", f"{np.size(stats.m2)} numbers for each row")
     else:
         yield _number(stats)
     if facts.sorted_by_label:

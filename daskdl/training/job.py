@@ -22,7 +22,6 @@ from daskdl.data.schema import Schema
 from daskdl.data.schema.target import Target
 from daskdl.data.shards import Sampling, Shards
 from daskdl.data.virtual import VIRTUAL_RANKS, VirtualOrder
-from daskdl.errors import DataError
 from daskdl.execution import spmd
 from daskdl.execution.progress import end_progress
 from daskdl.preflight.facts import facts_of_rows
@@ -33,6 +32,7 @@ from daskdl.tracking.record import TOPIC
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.commit import Commit, deposited, forget_commit, put_commit
 from daskdl.training.gangs import Answer, Gangs
+from daskdl.training.ordering import make_order, most_ranks
 from daskdl.training.resuming import Resumed, checkpoints_of
 
 VALIDATION_ROWS = 8192  # per rank and forward pass
@@ -109,31 +109,21 @@ class Job:
         transform: Transform | None = None,
         checkpoints: Checkpoints | None = None,
         reproducible: bool | int = False,
+        takes_one_row: bool = True,
     ) -> None:
         check_sizes(epochs, batch_size)
         self.client, self.schema, self.target, self.seed = client, schema, target, seed
         self.n_rows, self.notes, self.transform = rows.n_rows, rows.notes, transform
         self.num_workers, self.checkpoints = num_workers, checkpoints or Checkpoints()
         virtual = VIRTUAL_RANKS if reproducible is True else int(reproducible)
-        self.most = min(batch_size, rows.n_rows, virtual or batch_size)
+        picks = Sampling.of(rows, target, seed) if sampling else None
+        counts, layout = picks.picks if picks else rows.counts, rows.layout(batch_size)
+        self.order = make_order(counts, batch_size, seed, layout, virtual, takes_one_row)
         workers = ranks_for(client, num_workers)
-        if spmd.span_of(num_workers)[0] > self.most:
-            what = f"{virtual} virtual ranks" if virtual else f"batches of {self.most} rows"
-            raise DataError(
-                f"num_workers={num_workers} ranks cannot share {what}: a rank would have none. Use fewer workers or "
-                f"{'a larger reproducible=' if virtual else 'a larger batch_size'}."
-            )
+        self.most = most_ranks(self.order, virtual, takes_one_row, num_workers)
         self.workers = workers[: self.most]
         self.facts = facts_of_rows(rows, self.workers, batch_size)
         self._digests = rows.source.fingerprint if rows.source is not None else [look.digest for look in rows.looks]
-        picks = Sampling.of(rows, target, seed) if sampling else None
-        counts = picks.picks if picks else rows.counts
-        layout = rows.layout(batch_size)
-        self.order = (
-            VirtualOrder(counts, batch_size, seed, **layout, virtual_ranks=virtual)
-            if virtual
-            else SampleOrder(counts, batch_size, seed, **layout)
-        )
         self.epochs = epochs
         encoder = TensorEncoder(schema, target, rows.label_name, rows.weight_name, rows.extras)
         self._shards = [Shards(rows, encoder, self.order, epochs, self.workers, picks)]
@@ -246,12 +236,16 @@ def rank_main(
 
 
 def plain_value(value: Any) -> Any:
-    """A module without its data-parallel wrapper, on the CPU; anything else as it is."""
+    """What a loop returned with its modules on the CPU."""
     from torch import nn
 
-    if isinstance(value, nn.parallel.DistributedDataParallel):
-        value = value.module
-    return value.cpu() if isinstance(value, nn.Module) else value
+    if isinstance(value, nn.Module):
+        return value.cpu()
+    if type(value) in (list, tuple):
+        return type(value)(plain_value(one) for one in value)
+    if type(value) is dict:
+        return {key: plain_value(one) for key, one in value.items()}
+    return value
 
 
 @contextmanager

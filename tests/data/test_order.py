@@ -21,6 +21,7 @@ orders = st.builds(
     drop_last=st.booleans(),
     lanes=st.none() | st.integers(1, 20),
     window_rows=st.integers(1, 100),
+    least_rows=st.integers(1, 60),
 )
 
 
@@ -91,6 +92,15 @@ def test_order_is_the_one_it_has_always_been() -> None:
 
 
 GOLDEN = "545861a279e8a75bd1544634a6c604de54b0c150b4dbbf4131d1838258ee757f"
+
+
+@given(orders)
+def test_a_short_last_batch_is_joined_to_the_one_before(order: SampleOrder) -> None:
+    sizes = [order.batch_rows(step) for step in range(order.steps_per_epoch)]
+    assert all(size == order.batch_size for size in sizes[:-1])
+    if len(sizes) > 1 and not order.drop_last:
+        assert min(order.least_rows, order.batch_size) <= sizes[-1] < order.batch_size + order.least_rows
+    assert sum(sizes) == sum(stop - first for _, _, first, stop in order.ranges(0, order.steps_per_epoch))
 
 
 def test_no_shuffle_is_the_order_of_the_rows() -> None:

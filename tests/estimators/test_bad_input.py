@@ -100,8 +100,8 @@ def test_frames_that_do_not_belong_together(client: Client, ragged: dd.DataFrame
 @pytest.mark.parametrize(
     "module, message",
     [
-        (nn.Linear(3, 7), r"output of shape \(2, 7\) .* expected \(2,\) or \(2, 1\) or \(2, 2\) for 2 classes"),
-        (nn.Linear(9, 1), r"module cannot take the inputs this data makes, numbers \(2, 3\) for two rows"),
+        (nn.Linear(3, 7), r"output of shape \(6, 7\) .* expected \(6,\) or \(6, 1\) or \(6, 2\) for 2 classes"),
+        (nn.Linear(9, 1), r"module cannot take the inputs this data makes, numbers \(6, 3\) for 6 rows"),
         (nn.Flatten(0), r"module has no parameters that learn: Flatten"),
     ],
 )

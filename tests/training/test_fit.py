@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from daskdl.training.fit import FitConfig, auc_of_histogram, class_scores, make_optimizer, score_histogram
+from daskdl.training.evaluation import auc_of_histogram, score_histogram
+from daskdl.training.fit import FitConfig, make_optimizer
+from daskdl.training.outputs import class_scores
 
 
 @given(st.integers(0, 2**31), st.integers(200, 500))
@@ -27,10 +29,10 @@ def test_one_class_has_no_auc() -> None:
 
 @pytest.mark.parametrize("output", [torch.tensor([0.3, -2.0]), torch.tensor([[0.3], [-2.0]])])
 def test_one_logit_is_two_scores(output: torch.Tensor) -> None:
-    assert class_scores(output).softmax(1)[:, 1].tolist() == pytest.approx(torch.sigmoid(output).reshape(-1).tolist())
+    assert class_scores(output, "logits")[:, 1].tolist() == pytest.approx(torch.sigmoid(output).reshape(-1).tolist())
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "SGD", lambda parameters, lr: torch.optim.Adagrad(parameters, lr=lr)])
 def test_optimizers_by_name_or_function(optimizer: object) -> None:
-    made = make_optimizer(FitConfig(optimizer, 0.5, 0.0, None, None), torch.nn.Linear(1, 1))
+    made = make_optimizer(FitConfig(optimizer, 0.5, 0.0, None), torch.nn.Linear(1, 1))
     assert made.param_groups[0]["lr"] == 0.5

@@ -57,6 +57,7 @@ def describe_target(y: Any, classes: bool) -> ColumnStats:
     if len(known):
         stats.mean = float(known.mean())
         stats.m2 = float(((known - stats.mean) ** 2).sum())
+        stats.low, stats.high = float(known.min()), float(known.max())
     return stats
 
 
@@ -67,6 +68,7 @@ def describe_targets(columns: Sequence[Any], classes: bool) -> ColumnStats:
     each = [describe_target(column, classes) for column in columns]
     stats = ColumnStats("label", each[0].n, sum(s.n_missing for s in each), sum(s.n_infinite for s in each))
     stats.mean, stats.m2 = np.array([s.mean for s in each]), np.array([s.m2 for s in each])  # type: ignore[assignment]
+    stats.low, stats.high = min(s.low for s in each), max(s.high for s in each)
     return stats
 
 
