@@ -21,7 +21,7 @@ from daskdl.data.sources.base import Source
 from daskdl.errors import DataError
 from daskdl.estimators import saving
 from daskdl.estimators.predict import Outputs, Predictor, predict
-from daskdl.tracking.run import Run
+from daskdl.run import Run
 from daskdl.travel import pack
 
 if TYPE_CHECKING:

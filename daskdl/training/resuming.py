@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from daskdl.errors import CannotTravel, DataError
-from daskdl.tracking.run import Run, load_run
+from daskdl.run import Run, load_run
 from daskdl.training.checkpoints import CheckpointFolder, Checkpoints
 from daskdl.training.commit import Commit
 from daskdl.training.following import persisted
