@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import dask
 import dask.dataframe as dd
-import fsspec
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
+from daskdl.clients import current_client
 from daskdl.data.frame import (
     NO_TARGET,
     array_like,
@@ -31,8 +31,13 @@ from daskdl.data.schema import Schema
 from daskdl.data.schema.target import Target
 from daskdl.data.sources.base import Source
 from daskdl.errors import DataError
+from daskdl.estimators import saving
 from daskdl.estimators.predict import Outputs, Predictor, predict
-from daskdl.tracking.run import Run
+from daskdl.run import Run
+from daskdl.travel import pack
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 C = TypeVar("C", bound=type)
 
@@ -75,6 +80,14 @@ class DaskEstimator(BaseEstimator):
         return type(self)(**self.get_params(deep=False))
 
     # -- fit --------------------------------------------------------------------------------------------------
+
+    def _client(self) -> Client | None:
+        """The client to train with; what cannot be sent to its workers is refused here, before rows are read."""
+        client = current_client()
+        for name, value in self.get_params(deep=False).items() if client is not None else ():
+            if not isinstance(value, (str, int, float, type(None))):
+                pack(value, name)
+        return client
 
     def _read(self, X: Any, y: Any, client: Any, **how: Any) -> Rows:
         """Read and learn, ``how`` as in ``read_rows``: sets ``schema_``, ``target_`` and what scikit-learn knows."""
@@ -184,31 +197,41 @@ class DaskEstimator(BaseEstimator):
     # -- save and load ----------------------------------------------------------------------------------------
 
     def save(self, path: str) -> None:
-        """Write the fitted estimator to a new folder, through fsspec: plain JSON and the model's own safe format.
+        """Write the fitted estimator to a folder, through fsspec: plain JSON and the model's own safe format.
 
-        Nothing in it is a pickle. ``daskdl.load`` reads it back.
+        Nothing in it is a pickle. ``daskdl.load`` reads it back. An estimator that was saved there before is replaced;
+        who reads meanwhile finds one or the other. When it fails, nothing of it is left.
+
+        Raises
+        ------
+        FileExistsError
+            The folder has files in it, and no saved estimator.
+        TypeError
+            A part of the model is neither a dense tensor nor a plain value, or the schema holds code.
         """
         check_is_fitted(self, "model_")
-        fs, folder = fsspec.core.url_to_fs(path)
-        fs.makedirs(folder, exist_ok=True)
-        about = {
-            "format": 1,
-            "estimator": type(self).__name__,
-            "params": {k: v for k, v in self.get_params(deep=False).items() if _is_plain(v)},
-            "schema": self.schema_.to_dict(),
-            "target": self.target_.to_dict(),
-            "named": hasattr(self, "feature_names_in_"),
-            "model": self._model_notes(),
-        }
-        with fs.open(f"{folder}/model", "wb") as file:
-            file.write(self._model_bytes())
-        with fs.open(f"{folder}/estimator.json", "w") as file:
-            json.dump(about, file, indent=1)
+        saving.save(self, path)
 
     def _save_for_others(self, run: Run) -> None:
         """Save what a run in the background trained, before it ends: who waits for its end finds it."""
         if run.awaited:
             self.save(f"{run.folder}/model")
+
+    def _try_saving(self, run: Run, model: Any = None) -> None:
+        """Refuse at the beginning, on a model that has learned nothing yet, what could not be saved at the end."""
+        if not run.awaited:
+            return
+        tried = copy.copy(self)
+        tried.model_ = model
+        try:
+            saving.described(self)
+            if model is not None:
+                tried._model_bytes()
+        except TypeError as error:
+            raise TypeError(
+                "background=True saves what it has trained, for other processes, and this could not be saved: "
+                f"{error} Train without background=True, in this process."
+            ) from error
 
     def _restore(self, about: dict[str, Any], model: bytes) -> Self:
         self.schema_ = Schema.from_dict(about["schema"])
@@ -268,45 +291,3 @@ def _compared(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
         X, y = label_column(X, y)
     y, found = dask.compute(with_objects(y) if isinstance(y, dd.Series) else y, estimator.predict(X))
     return estimator.target_.known(to_pandas(y)), found
-
-
-def _is_plain(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except TypeError:
-        return False
-    return True
-
-
-def load(path: str, **params: Any) -> Any:
-    """Read an estimator that ``save`` wrote. Nothing is unpickled.
-
-    Parameters
-    ----------
-    path : str
-        Folder, local or any fsspec URL.
-    **params
-        Parameters that a file cannot hold, such as ``module=`` for a network of your own.
-
-    Raises
-    ------
-    ValueError
-        The folder holds no estimator, or one of a newer format.
-    """
-    import daskdl
-
-    fs, folder = fsspec.core.url_to_fs(path)
-    if not fs.exists(f"{folder}/estimator.json"):
-        raise ValueError(
-            f"{path} holds no saved estimator: there is no estimator.json in it. Give the folder of save()."
-        )
-    with fs.open(f"{folder}/estimator.json") as file:
-        about = json.load(file)
-    if about["format"] != 1:
-        raise ValueError(f"{path} was saved in format {about['format']}, this daskdl reads format 1. Upgrade daskdl.")
-    known = ("TorchClassifier", "TorchRegressor", "XGBClassifier", "XGBRegressor", "XGBRanker")
-    if about["estimator"] not in known:
-        raise ValueError(f"{path} holds a {about['estimator']!r}; known are {', '.join(known)}")
-    estimator = getattr(daskdl, about["estimator"])(**{**about["params"], **params})
-    with fs.open(f"{folder}/model", "rb") as file:
-        return estimator._restore(about, file.read())

@@ -101,14 +101,14 @@ class Gathering:
 
     def _arranged(self, X: Any, y: Any) -> Any:
         """Return the rows with their label; refuses wrong arguments, and notes columns that cannot be read."""
-        if y is None:
-            raise ValueError(NO_TARGET)
         if isinstance(X, Source):
             if not is_name(y):
                 source_label(X, y)
             self.label = self.facts.label_name = str(y)
             self._cut_of_source(X)
             return X
+        if y is None:
+            raise ValueError(NO_TARGET)
         X, y = self._split(X, y)
         if X is None:
             return None
