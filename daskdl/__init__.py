@@ -38,11 +38,11 @@ _NAMES = {
     "TimeWindows": "data.sources.timewindows",
     "stage": "data.staging.stage",
     "batches": "data.loader",
-    "Run": "tracking.run",
-    "runs": "tracking.run",
-    "load_run": "tracking.run",
+    "Run": "run",
+    "runs": "run",
+    "load_run": "run",
     "compare": "plotting",
-    "load": "estimators.base",
+    "load": "estimators.saving",
 }
 _MODULES = ("datasets", "errors", "plotting", "spmd")
 

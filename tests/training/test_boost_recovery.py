@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 from watching import when_at
 
 import daskdl
-from daskdl.tracking.run import Run
+from daskdl.run import Run
 from daskdl.training.commit import Commit
 
 FEATURES = ["a", "b", "flag", "city"]

@@ -23,7 +23,7 @@ from daskdl.training.resuming import checkpoints_of
 if TYPE_CHECKING:
     from distributed import Client
 
-    from daskdl.tracking.run import Run
+    from daskdl.run import Run
 
 
 def ranks_wanted(num_workers: NumWorkers, alone: str | None) -> NumWorkers:
