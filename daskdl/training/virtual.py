@@ -107,4 +107,5 @@ def _part(batch: TensorBatch, first: int, stop: int) -> TensorBatch:
     def rows(tensor: Any) -> Any:
         return tensor[first:stop].clone()
 
-    return replace(batch, inputs=tuple(rows(x) for x in batch.inputs), y=rows(batch.y), n_rows=stop - first)
+    inputs, weight = tuple(rows(x) for x in batch.inputs), None if batch.weight is None else rows(batch.weight)
+    return replace(batch, inputs=inputs, y=rows(batch.y), weight=weight, n_rows=stop - first)
