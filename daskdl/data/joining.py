@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from dask.dataframe.dask_expr._expr import are_co_aligned
 
-from daskdl.data.extras import Columns, Extras, column_names
+from daskdl.data.extras import ROLES, Columns, Extras, column_names
 from daskdl.data.frame import Frame, as_frame, is_lazy, label_column, no_such_column, to_pandas
 from daskdl.data.schema import Kinds
 from daskdl.errors import DataError
@@ -71,7 +71,8 @@ def joined(
         parts[LABEL_ROLE] = y
     X = X if is_lazy(X) else to_pandas(X)
     part_of = _lazy_part if is_lazy(X) else _part
-    found = {role: part_of(X, role, values, role != LABEL_ROLE or several) for role, values in parts.items()}
+    may = {role: several if role == LABEL_ROLE else ROLES[role].several for role in parts}
+    found = {role: part_of(X, role, values, may[role]) for role, values in parts.items()}
     columns = {role: tuple(column_names(role, part.width)) for role, part in found.items()}
     frame = _beside_lazy(X, found, columns) if is_lazy(X) else _beside(X, found, columns)
     label = columns.pop(LABEL_ROLE, (None,))

@@ -98,7 +98,9 @@ class Rows:
         if self.client is None:
             return [encode_piece(piece, encoder, digest) for piece, digest in zip(pieces, digests, strict=True)]
         blocks, packed = [], pack(encoder, "kinds= with what they hold")
-        source = pack(self.source, "the source") if self.source is not None else None
+        source = None
+        if self.source is not None:  # sent once, and not once for every group: it may hold its rows
+            source = self.client.scatter(pack(self.source, "the source"), hash=False)
         for i, number in enumerate(numbers):
             piece, pieces[i] = pieces[i], None
             places = workers(number)

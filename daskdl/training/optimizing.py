@@ -205,7 +205,7 @@ class Steps:
             y = labels_of(rows)
             total, count = objective(output, y, rows.weight, rows.n_rows / rows.n_global)
             total = self.scaler.scale(total * part)
-            return total / count
+            return total / count if isinstance(count, float) else (total, count)
 
         loss = self.context.backward(batch, loss_of)
         if last:

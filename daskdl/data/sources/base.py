@@ -110,7 +110,10 @@ class Source(ABC):
             if not groups:
                 return dd.from_pandas(self.head(0), npartitions=1)
             meta = clear_known_categories(self.head(0))  # other groups may have others
-            frame: dd.DataFrame = dd.from_map(_read_group, groups, source=pack(self, "the source"), meta=meta)
+            # one copy per worker, not one per partition: a source may hold its rows
+            once = dask.delayed(pack(self, "the source"), name=f"source-{self.fingerprint}")
+            numbers = dd.from_map(_number, groups, meta=_number(0))
+            frame: dd.DataFrame = numbers.map_partitions(_read_group, once, meta=meta)
         return frame
 
     def layout(self, batch_size: int) -> dict[str, Any]:
@@ -148,7 +151,12 @@ class Source(ABC):
         return f"<{type(self).__name__}: {rows} in {groups}, {self.fingerprint[:12]}>"
 
 
-def _read_group(group: int, source: Packed) -> pd.DataFrame:
+def _number(group: int) -> pd.DataFrame:
+    return pd.DataFrame({"group": [group]})
+
+
+def _read_group(numbers: pd.DataFrame, source: Packed) -> pd.DataFrame:
+    group = int(numbers["group"].iloc[0])
     chunks = source.value.read(group, 0, int(source.value.counts[group]))
     return pd.concat([to_frame(chunk) for chunk in chunks], ignore_index=True)
 

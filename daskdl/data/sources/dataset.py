@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import pyarrow as pa
 
-from daskdl.data.sources.base import Chunk, Source
+from daskdl.data.schema.pictures import eight_bits
+from daskdl.data.sources.base import CHUNK_ROWS, WHOLE_GROUP_BYTES, Chunk, Source
 from daskdl.data.sources.fingerprint import fingerprint
+from daskdl.data.sources.frozen import Frozen, content_of
 from daskdl.data.sources.memory import arrow_column, group_counts, span
 from daskdl.errors import DataError
 
@@ -23,8 +25,9 @@ class DatasetSource(Source):
     ----------
     dataset
         ``dataset[i]`` returns one value, a tuple of values or a dict of values; a value is a number, a string, bytes,
-        an array, a tensor or a PIL image (which becomes an array of shape ``(height, width, bands)``). The dataset is
-        pickled and goes to every worker, so it should hold paths and open files in ``__getitem__``.
+        an array, a tensor or a PIL image (which is an image like one from a file: ``Image(224, 224)`` resizes it).
+        The dataset goes to every worker as it is when the source is made, so it may open files at its first read.
+        Rows are read in several threads, each from a copy of its own.
     group_rows : int
         Rows of each group.
     names : sequence of str, optional
@@ -69,56 +72,96 @@ class DatasetSource(Source):
         names: Sequence[str] | None = None,
         ragged: Sequence[str] = (),
     ) -> None:
-        self.dataset, self.group_rows, self.ragged = dataset, group_rows, tuple(ragged)
+        self.group_rows, self.ragged, self._name = group_rows, tuple(ragged), type(dataset).__qualname__
         self.counts = group_counts(_length(dataset), group_rows)
-        content = _pickled_digest(dataset)
-        self.fingerprint = fingerprint("dataset", _class_name(dataset), self.n_rows, group_rows, content)
+        self.fingerprint = fingerprint("dataset", self._name, self.n_rows, group_rows, content_of(dataset))
+        self._frozen = Frozen.of(dataset)  # before a row is read
+        self._idle = [dataset]  # copies that no thread reads from
         self.columns, self.row_bytes = list(names or ()), 8.0
+        self._keys: list[Any] | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
         if self.n_rows:
-            first = self._row(0)
+            with self._copy() as copy:
+                first = self._row(copy, 0)
             self.columns = _names(first, names)
-            self.row_bytes = float(self._table([first], 0).nbytes)
+            self._keys = list(first) if isinstance(first, Mapping) else None
+            table = self._table([first], 0)
+            self._shapes = {n: _shape(v) for n, v in zip(self.columns, _values(first), strict=True)}
+            self.row_bytes = float(table.nbytes)
+
+    @contextmanager
+    def _copy(self) -> Iterator[Any]:
+        """Lend a copy of the dataset to this thread: two that read from one open file would lose their places."""
+        try:
+            copy = self._idle.pop()
+        except IndexError:
+            copy = self._frozen.thaw()
+        try:
+            yield copy
+        finally:
+            self._idle.append(copy)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_idle": []}
 
     def read(self, group: int, first: int, stop: int) -> Iterator[Chunk]:
-        """Yield the rows as one Arrow table: arrays of equal shapes as tensors, of different lengths as lists."""
+        """Yield the rows as Arrow tables: arrays of equal shapes as tensors, of different lengths as lists."""
         start = group * self.group_rows
-        if first < stop:
-            rows = range(start + first, start + stop)
-            yield self._table([self._row(i) for i in rows], rows.start)
+        size = max(1, min(CHUNK_ROWS, int(WHOLE_GROUP_BYTES / self.row_bytes)))
+        for at in range(first, stop, size):
+            rows = range(start + at, start + min(stop, at + size))
+            with self._copy() as copy:
+                found = [self._row(copy, i) for i in rows]
+            yield self._table(found, rows.start)
 
     def where(self, group: int) -> str:
         """Say which rows these are, and of what."""
-        return f"{span(self, group)} of {_class_name(self.dataset)}"
+        return f"{span(self, group)} of {self._name}"
 
-    def _row(self, i: int) -> Any:
+    def where_row(self, group: int, row: int) -> str:
+        """Say which row it is, and of what."""
+        return f"row {group * self.group_rows + row:,} of {self._name}"
+
+    def _row(self, copy: Any, i: int) -> Any:
         try:
-            return self.dataset[i]
+            return copy[i]
         except Exception as error:
             raise DataError(
-                f"row {i:,} of {_class_name(self.dataset)} cannot be read: {type(error).__name__}: {error}. Every "
+                f"row {i:,} of {self._name} cannot be read: {type(error).__name__}: {error}. Every "
                 f"index below len() = {self.n_rows:,} is read on some worker; files must be reachable there."
             ) from error
 
     def _table(self, rows: list[Any], start: int) -> pa.Table:
-        parts = [_values(row) for row in rows]
-        odd = next((i for i, part in enumerate(parts) if len(part) != len(self.columns)), None)
-        if odd is not None:
-            raise DataError(
-                f"row {start + odd:,} of {_class_name(self.dataset)} has {len(parts[odd])} values; expected "
-                f"{len(self.columns)} ({self.columns}), as in the first row. Return as many for every row."
-            )
+        parts = [self._parts(row, start + i) for i, row in enumerate(rows)]
         columns = dict(zip(self.columns, zip(*parts, strict=True), strict=True))
-        return pa.table({name: _column(name, values, start, name in self.ragged) for name, values in columns.items()})
+        made = {
+            name: _column(name, values, start, name in self.ragged, self._shapes.get(name))
+            for name, values in columns.items()
+        }
+        return pa.table(made)
 
-
-def _class_name(dataset: Any) -> str:
-    return type(dataset).__qualname__
+    def _parts(self, row: Any, i: int) -> list[Any]:
+        """Values of a row, in the order of the columns."""
+        keys = list(row) if isinstance(row, Mapping) else None
+        if (keys is None) != (self._keys is None) or set(keys or ()) != set(self._keys or ()):
+            what = f"has the names {keys}" if keys is not None else f"is a {type(row).__name__}"
+            raise DataError(
+                f"row {i:,} of {self._name} {what}; expected {self._keys or 'values without names'}, as in the first "
+                "row. Return the same names for every row."
+            )
+        parts = _values(row) if self._keys is None else [row[key] for key in self._keys]
+        if len(parts) != len(self.columns):
+            raise DataError(
+                f"row {i:,} of {self._name} has {len(parts)} values; expected {len(self.columns)} ({self.columns}), as "
+                "in the first row. Return as many for every row."
+            )
+        return parts
 
 
 def _length(dataset: Any) -> int:
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(
-            f"expected a map-style dataset with len() and [i], got {_class_name(dataset)}. Without them rows can be "
+            f"expected a map-style dataset with len() and [i], got {type(dataset).__qualname__}. Without them rows can be "
             "neither shuffled nor shared among workers; write the rows as Parquet and read those."
         )
     return len(dataset)
@@ -146,18 +189,30 @@ def _values(row: Any) -> list[Any]:
 def _plain(value: Any) -> Any:
     """Give a value as an array, a number, a string or bytes."""
     if hasattr(value, "detach"):  # a tensor
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        value = (value.float() if "bfloat16" in str(value.dtype) else value).numpy()  # numpy has no bfloat16
     elif type(value).__module__.startswith("PIL."):
-        value = np.asarray(value)
+        return _compressed(value)
     if isinstance(value, np.ndarray):
         return value if value.ndim else value.item()
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _column(name: str, values: Sequence[Any], start: int, ragged: bool) -> Any:
+def _compressed(image: Any) -> bytes:
+    """Bytes of a picture, in a format that takes no time."""
+    out = io.BytesIO()
+    eight_bits(image).save(out, "PPM")
+    return out.getvalue()
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(np.shape(_plain(value))) if hasattr(value, "shape") else ()
+
+
+def _column(name: str, values: Sequence[Any], start: int, ragged: bool, shape: tuple[int, ...] | None) -> Any:
     values = [_plain(value) for value in values]
     if isinstance(values[0], np.ndarray) and not ragged:
-        return arrow_column(name, _stacked(name, values, start))
+        return arrow_column(name, _stacked(name, values, start, values[0].shape if shape is None else shape))
     try:
         return pa.array(values)
     except (pa.ArrowException, TypeError, ValueError) as error:
@@ -168,55 +223,12 @@ def _column(name: str, values: Sequence[Any], start: int, ragged: bool) -> Any:
         ) from error
 
 
-def _stacked(name: str, values: list[Any], start: int) -> Any:
-    odd = next((i for i, value in enumerate(values) if np.shape(value) != values[0].shape), None)
+def _stacked(name: str, values: list[Any], start: int, shape: tuple[int, ...]) -> Any:
+    odd = next((i for i, value in enumerate(values) if np.shape(value) != shape), None)
     if odd is not None:
         raise DataError(
-            f"{name!r} of row {start + odd:,} has shape {np.shape(values[odd])}; expected {values[0].shape}, as in row "
-            f"{start:,}. Rows of a batch are stacked: resize or pad them in the dataset, or say ragged=[{name!r}] if "
+            f"{name!r} of row {start + odd:,} has shape {np.shape(values[odd])}; expected {shape}, as in the first "
+            f"row. Rows of a batch are stacked: resize or pad them in the dataset, or say ragged=[{name!r}] if "
             "they are sequences."
         )
     return np.stack(values)
-
-
-# -- fingerprint --------------------------------------------------------------------------------------------------
-
-
-class _Digest:
-    """A file that keeps nothing of what is written but its digest."""
-
-    def __init__(self) -> None:
-        self.digest = hashlib.blake2b(digest_size=16)
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        return len(data)
-
-
-def _stands_for(*facts: Any) -> None:
-    """Be called where something is left out of a pickle that is never loaded."""
-
-
-class _Pickler(cloudpickle.Pickler):
-    """Pickles for the digest only: alike in every process, which tensors and classes of a notebook are not."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, type):
-            return _stands_for, (f"{obj.__module__}.{obj.__qualname__}",)
-        if hasattr(obj, "detach") and hasattr(obj, "numpy"):  # torch writes the address of a tensor's storage
-            values = obj.detach().cpu()
-            values = values.float() if "bfloat16" in str(values.dtype) else values  # numpy has none
-            return _stands_for, (str(obj.dtype), values.numpy())
-        return super().reducer_override(obj)
-
-
-def _pickled_digest(dataset: Any) -> str:
-    out = _Digest()
-    try:
-        _Pickler(out, protocol=5).dump(dataset)
-    except Exception as error:
-        raise DataError(
-            f"{_class_name(dataset)} cannot be pickled: {error}. It goes to the workers, one copy each; keep paths in "
-            "it, and open files, connections and generators in __getitem__."
-        ) from error
-    return out.digest.hexdigest()
