@@ -123,16 +123,16 @@ class Rehearsal:
         try:
             with warnings.catch_warnings(), _NoBroadcast(len(y)):
                 warnings.filterwarnings("error", message="Using a target size")
-                weights = self.weights(len(y)) if weighted is None or weighted else None
-                total, count = objective(output, y, weights)
+                given = None if weighted is False else self.weights(len(y))
+                total, count = objective(output, y, given)
                 if not isinstance(total, torch.Tensor) or total.ndim:
                     raise TypeError(f"its total is one number, as a tensor; got {total!r}")
         except Exception as error:
-            given = objective.label_for(first.detach(), y)
-            weights = ", with sample_weight or class_weight" if self.weighted else ""
+            label = objective.label_for(first.detach(), y)
+            how = ", with sample_weight or class_weight" if self.weighted else ""
             raise ValueError(
-                f"loss={self.name} cannot be computed{weights}: the module gives {_about(first)}, the label is "
-                f"{_about(given)} (of {len(y)} rows): {type(error).__name__}: {error}. {self._remedy()}"
+                f"loss={self.name} cannot be computed{how}: the module gives {_about(first)}, the label is "
+                f"{_about(label)} (of {len(y)} rows): {type(error).__name__}: {error}. {self._remedy()}"
             ) from error
         return total, count
 
