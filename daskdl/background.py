@@ -9,8 +9,8 @@ import sys
 from contextlib import suppress
 
 from daskdl.cluster import connect
-from daskdl.tracking.folder import Folder
-from daskdl.tracking.run import reserve, set_root
+from daskdl.tracking.folder import Folder, set_root
+from daskdl.tracking.recording import reserve
 from daskdl.tracking.writer import writer
 from daskdl.training.following import SESSION_FILE
 

@@ -20,7 +20,7 @@ from daskdl.data.schema.target import Target
 from daskdl.data.sources.base import Source
 from daskdl.errors import DataError
 from daskdl.estimators.predict import Outputs, Predictor, predict
-from daskdl.tracking.run import Run
+from daskdl.run import Run
 
 C = TypeVar("C", bound=type)
 
@@ -87,12 +87,13 @@ class DaskEstimator(BaseEstimator):
             self.classes_ = self.target_.classes
         return rows
 
-    def _read_validation(self, validation_data: Any, client: Any) -> Rows | None:
+    def _read_validation(self, validation_data: Any, client: Any, **how: Any) -> Rows | None:
         if validation_data is None:
             return None
         if not isinstance(validation_data, tuple) or len(validation_data) != 2:
             raise TypeError(f"validation_data must be (X, y), got {type(validation_data).__name__}")
         X, y = validation_data
+<<<<<<< HEAD
         return self._read_known(X, y, client, "validation_data", kinds=getattr(self, "kinds", None), moments=False)
 
     def _read_known(self, X: Any, y: Any, client: Any, what: str, needs_label: bool = True, **how: Any) -> Rows:
@@ -102,6 +103,19 @@ class DaskEstimator(BaseEstimator):
         if what == "X":
             X = self._with_fit_names(X) if not hasattr(X, "columns") and not isinstance(X, Source) else X
         rows = read_rows(X, y, classes=isinstance(self, ClassifierMixin), client=client, **how)
+=======
+        if y is None:
+            raise ValueError(f"validation_data {NO_TARGET}")
+        rows = read_rows(
+            X,
+            y,
+            classes=isinstance(self, ClassifierMixin),
+            client=client,
+            moments=False,
+            kinds=getattr(self, "kinds", None),
+            **how,
+        )
+>>>>>>> main
         if not rows.n_rows:
             raise DataError(f"{what} has no rows; there is nothing to learn from. Look at its filters.")
         self.schema_.check([name for name in rows.stats if not self._is_weight(name)])
@@ -308,7 +322,7 @@ def load(path: str, **params: Any) -> Any:
         about = json.load(file)
     if about["format"] != 1:
         raise ValueError(f"{path} was saved in format {about['format']}, this daskdl reads format 1. Upgrade daskdl.")
-    known = ("TorchClassifier", "TorchRegressor", "XGBClassifier", "XGBRegressor")
+    known = ("TorchClassifier", "TorchRegressor", "XGBClassifier", "XGBRegressor", "XGBRanker")
     if about["estimator"] not in known:
         raise ValueError(f"{path} holds a {about['estimator']!r}; known are {', '.join(known)}")
     estimator = getattr(daskdl, about["estimator"])(**{**about["params"], **params})

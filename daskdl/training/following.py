@@ -17,9 +17,9 @@ from distributed import Client, futures_of
 
 from daskdl.data.frame import is_lazy
 from daskdl.execution import spmd
+from daskdl.run import Run, load_run
 from daskdl.tracking.folder import Folder, is_remote, new_id, resolve_root
 from daskdl.tracking.record import RunRecord
-from daskdl.tracking.run import Run, load_run
 from daskdl.workers import workers_of
 
 SESSION_FILE = "session.json"  # in the run's folder: scheduler and process, while they last

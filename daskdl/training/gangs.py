@@ -25,8 +25,8 @@ from daskdl.execution.overseer import deaths_of, explained, watched
 from daskdl.execution.ranks import steps_begun
 from daskdl.execution.seats import Seats
 from daskdl.execution.words import REGROUP, STOP, put_word, take_word
+from daskdl.run import Run
 from daskdl.tracking.logs import take_lines
-from daskdl.tracking.run import Run
 from daskdl.training.checkpoints import CheckpointFolder
 from daskdl.training.commit import Commit, bring_commit, commit_step, forget_commit, take_commit
 from daskdl.training.stuck import Stuck

@@ -26,9 +26,9 @@ from daskdl.execution import spmd
 from daskdl.execution.progress import end_progress
 from daskdl.preflight.facts import facts_of_rows
 from daskdl.preflight.findings import worth_saying
+from daskdl.run import Run
 from daskdl.tracking.logs import recording
 from daskdl.tracking.record import TOPIC
-from daskdl.tracking.run import Run
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.commit import Commit, deposited, forget_commit, put_commit
 from daskdl.training.gangs import Answer, Gangs

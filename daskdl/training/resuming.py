@@ -13,7 +13,7 @@ from typing import Any
 import cloudpickle
 
 from daskdl.errors import DataError
-from daskdl.tracking.run import Run, load_run
+from daskdl.run import Run, load_run
 from daskdl.training.checkpoints import CheckpointFolder, Checkpoints
 from daskdl.training.commit import Commit
 from daskdl.training.following import persisted

@@ -16,7 +16,8 @@ from daskdl.data.rows import learn, read_rows
 from daskdl.data.schema import Kinds, Missing, Schema
 from daskdl.data.schema.target import Target
 from daskdl.execution.interrupts import noted_interrupts
-from daskdl.tracking.run import ENDED, Run
+from daskdl.run import Run
+from daskdl.tracking.record import ENDED
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.following import attach, in_background
 from daskdl.training.job import Job, NumWorkers, check_sizes, rules_of, started, weight_column

@@ -84,7 +84,11 @@ def try_out(
         raise ValueError(f"module has no parameters that learn: {module!r}. Add a layer, or set requires_grad.")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return _Trying(copy.deepcopy(module), loss, target, schema, label, weighted, rebuilds).trial()
+        tried = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss
+        trial = _Trying(copy.deepcopy(module), tried, target, schema, label, weighted, rebuilds).trial()
+    if tried is not loss and isinstance(trial.objective.call, OwnLoss):  # it may have a state
+        return replace(trial, objective=replace(trial.objective, call=OwnLoss(loss)))
+    return trial
 
 
 class _Trying(Rehearsal):
