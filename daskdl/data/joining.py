@@ -71,13 +71,8 @@ def joined(
     X = as_frame(X, kinds)
     X = X if is_lazy(X) else to_pandas(X)
     part_of = _lazy_part if is_lazy(X) else _part
-<<<<<<< HEAD
-    may = {role: several if role == LABEL_ROLE else ROLES[role].several for role in parts}
-    found = {role: part_of(X, role, values, may[role]) for role, values in parts.items()}
-=======
     many = {role for role in parts if (several if role == LABEL_ROLE else ROLES[role].several)}
     found = {role: part_of(X, role, values, role in many) for role, values in parts.items()}
->>>>>>> main
     columns = {role: tuple(column_names(role, part.width)) for role, part in found.items()}
     frame = _beside_lazy(X, found, columns) if is_lazy(X) else _beside(X, found, columns)
     label = columns.pop(LABEL_ROLE, (None,))

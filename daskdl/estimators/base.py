@@ -93,8 +93,8 @@ class DaskEstimator(BaseEstimator):
         if not isinstance(validation_data, tuple) or len(validation_data) != 2:
             raise TypeError(f"validation_data must be (X, y), got {type(validation_data).__name__}")
         X, y = validation_data
-<<<<<<< HEAD
-        return self._read_known(X, y, client, "validation_data", kinds=getattr(self, "kinds", None), moments=False)
+        how = {"kinds": getattr(self, "kinds", None), **how}
+        return self._read_known(X, y, client, "validation_data", moments=False, **how)
 
     def _read_known(self, X: Any, y: Any, client: Any, what: str, needs_label: bool = True, **how: Any) -> Rows:
         """Read more rows, as those of ``fit``; ``what`` names them in messages."""
@@ -103,19 +103,6 @@ class DaskEstimator(BaseEstimator):
         if what == "X":
             X = self._with_fit_names(X) if not hasattr(X, "columns") and not isinstance(X, Source) else X
         rows = read_rows(X, y, classes=isinstance(self, ClassifierMixin), client=client, **how)
-=======
-        if y is None:
-            raise ValueError(f"validation_data {NO_TARGET}")
-        rows = read_rows(
-            X,
-            y,
-            classes=isinstance(self, ClassifierMixin),
-            client=client,
-            moments=False,
-            kinds=getattr(self, "kinds", None),
-            **how,
-        )
->>>>>>> main
         if not rows.n_rows:
             raise DataError(f"{what} has no rows; there is nothing to learn from. Look at its filters.")
         self.schema_.check([name for name in rows.stats if not self._is_weight(name)])

@@ -118,11 +118,7 @@ def test_several_labels(client: Client, lazy: bool) -> None:
     [
         ({"sample_weight": [1.0, -1.0, 1.0, 1.0]}, "sample_weight must be finite and 0 or more.*found -1.0 in row 1"),
         ({"sample_weight": [1.0, np.nan, 1.0, 1.0]}, "found nan in row 1"),
-<<<<<<< HEAD
-        ({"sample_weight": [0.0] * 4}, "sample_weight is zero in all 4 rows"),
-=======
         ({"sample_weight": [0.0] * 4}, "sample_weight is zero .* in all 4 rows"),
->>>>>>> main
         ({"sample_weight": [1.0] * 3}, "X has 4 rows and sample_weight 3"),
         ({"sample_weight": "weight"}, r"sample_weight column 'weight' is not in X"),
         ({"sample_weight": ["x"] * 4}, "sample_weight must be .*Convert it to numbers"),
