@@ -42,7 +42,7 @@ _NAMES = {
     "runs": "run",
     "load_run": "run",
     "compare": "plotting",
-    "load": "estimators.base",
+    "load": "estimators.saving",
 }
 _MODULES = ("datasets", "errors", "plotting", "spmd")
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from daskdl.clients import current_client
 from daskdl.data.batches import check_transform
 from daskdl.data.rows import Rows
 from daskdl.data.schema import Schema
@@ -57,7 +56,7 @@ def fit_network(resumed: Resumed | None, estimator: Any, request: Request) -> An
     """Train; what ``daskdl.resume`` calls, too. Sets the fitted attributes of the estimator and returns it."""
     fitting = _Fitting(estimator, request)
     fitting.check()
-    client = current_client()
+    client = estimator._client()
     rows = fitting.read(client)
     module, objective, takes_one_row = fitting.made(rows)
     validation = fitting.read_validation(client)
@@ -83,16 +82,19 @@ def fit_network(resumed: Resumed | None, estimator: Any, request: Request) -> An
     params = {k: v for k, v in estimator.get_params(deep=False).items() if k not in ("name", "verbose", "seed")}
     with started(title, type(estimator).__name__, params, job, estimator.verbose, resumed) as run:
         estimator.run_ = run
+        estimator._try_saving(run, module)
         again = estimator if request.continues else estimator._unfitted()
         remember_call(run, job.checkpoints, job.fingerprint, fit_network, again, request)
         try:
-            model, state = job.run(fit_loop, (module, objective, config), run, resumed.commit if resumed else None)
+            answer = job.run(fit_loop, (module, objective, config), run, resumed.commit if resumed else None)
         except LossDiverged as error:
             module.load_state_dict(error.state or module.state_dict())
             estimator.model_ = module.eval()
             raise
-        estimator.model_ = model.eval()
-        estimator._optimizer_state = state["optimizer"] if request.keeps_state else {}
+        if answer.problem is not None:  # what the module became cannot be sent, but what it learned was
+            module.load_state_dict(answer.state["model"])
+        estimator.model_ = (module if answer.problem is not None else answer.value).eval()
+        estimator._optimizer_state = answer.state["optimizer"] if request.keeps_state else {}
         estimator._save_for_others(run)
     return estimator
 

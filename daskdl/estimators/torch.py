@@ -15,6 +15,7 @@ from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor,
 from daskdl.estimators.fitting import Request, fit_network
 from daskdl.estimators.forward import Module, class_outputs, make_module, number_outputs
 from daskdl.estimators.predict import Predictor
+from daskdl.estimators.weights import put_weights, weights_of
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.following import in_background
 from daskdl.training.job import NumWorkers
@@ -234,12 +235,12 @@ class _TorchEstimator(DaskEstimator):
 
     def _model_notes(self) -> dict[str, Any]:
         outputs = {"reads": self._reads, "made_for": self._made_for, "n_outputs": self._n_outputs}
-        return {"default": self.module is None, **outputs}
+        return {"default": self.module is None, **outputs, "weights": weights_of(self.model_)[1]}
 
     def _model_bytes(self) -> bytes:
         from safetensors.torch import save
 
-        return save({k: v.contiguous() for k, v in self.model_.state_dict().items()})
+        return save(weights_of(self.model_)[0])
 
     def _model_from_bytes(self, data: bytes, notes: dict[str, Any]) -> nn.Module:
         from safetensors.torch import load
@@ -251,7 +252,7 @@ class _TorchEstimator(DaskEstimator):
             )
         self._reads, self._made_for, self._n_outputs = notes["reads"], notes["made_for"], notes["n_outputs"]
         module = make_module(self.module, self.schema_, self._made_for, self.seed)
-        module.load_state_dict(load(data))
+        put_weights(module, load(data), notes.get("weights", {}))
         return module.eval()
 
 

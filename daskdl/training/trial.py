@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import nn
 from daskdl.data.schema import ColumnStats, Schema
 from daskdl.data.schema.target import Target
 from daskdl.errors import DataError
+from daskdl.training.copies import copied
 from daskdl.training.losses import KNOWN, Known, Objective, OwnLoss, TorchLoss
 from daskdl.training.outputs import what_comes_out
 from daskdl.training.rehearsal import Rehearsal, width
@@ -84,8 +84,8 @@ def try_out(
         raise ValueError(f"module has no parameters that learn: {module!r}. Add a layer, or set requires_grad.")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        tried = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss
-        trial = _Trying(copy.deepcopy(module), tried, target, schema, label, weighted, rebuilds).trial()
+        tried = copied(loss) if isinstance(loss, nn.Module) else loss
+        trial = _Trying(copied(module), tried, target, schema, label, weighted, rebuilds).trial()
     if tried is not loss and isinstance(trial.objective.call, OwnLoss):  # it may have a state
         return replace(trial, objective=replace(trial.objective, call=OwnLoss(loss)))
     return trial

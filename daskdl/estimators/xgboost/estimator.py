@@ -260,7 +260,7 @@ tree_method, device
         said, sets = self._wanted(), sets_of(validation_data, extras)
         self._check(said, sets, extras)
         y = extras["label_lower_bound"] if y is None and "label_lower_bound" in extras else y
-        client, start = current_client(), start_of(xgb_model)
+        client, start = self._client(), start_of(xgb_model)
         rows = self._read(X, y, client, moments=False, extras=extras, several=not isinstance(self, ClassifierMixin))
         self._aside = [name for name in extras.values() if isinstance(name, str)]
         job = self._job(said, rows, sets, start, client, workers_for(resumed, self.num_workers))
@@ -269,6 +269,7 @@ tree_method, device
         with started(self.name or "XGBoost", type(self).__name__, own, job, self.verbose, resumed) as run:
             self.run_ = run
             call = (self._unfitted(), X, y, extras, validation_data, xgb_model)
+            self._try_saving(run)
             remember_call(run, job.checkpoints, job.fingerprint, boost_again, *call)
             self._keep(job.run(run, resumed.commit if resumed else None))
             self._save_for_others(run)
