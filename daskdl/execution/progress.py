@@ -16,7 +16,7 @@ SECONDS = 20.0  # or this long, if that is more
 FIRST_SECONDS = 300.0  # before there was a step to compare with
 COLLECTIVES = (  # where a rank waits for the others; a round of XGBoost computes and waits in the same call
     "distributed_c10d.py",
-    "gradients.py",
+    "training/collectives.py",
     "agreement.py",
     "report.py",
     "xgboost/core.py",

@@ -151,6 +151,7 @@ class CheckpointFolder:
             "step": int(commit.step),
             "state": plain_state(commit.state),
             "uses": plain_state(commit.uses),
+            "gradients": plain_state(commit.gradients),
         }
         before, _ = _parsed(self._manifests())
         old = {one.name for one in before if one.step == commit.step}
@@ -192,7 +193,7 @@ class CheckpointFolder:
             It is missing, or not what was written.
         """
         whole = self._load(saved.name, saved)
-        return Commit(whole["step"], whole["state"], whole["uses"])
+        return Commit(whole["step"], whole["state"], whole["uses"], whole["gradients"])
 
     def newest(self) -> Commit | None:
         """Read the one written last, or, with a warning, the last one that is not damaged; None if there are none.

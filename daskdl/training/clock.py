@@ -19,10 +19,9 @@ Mark = Any  # float, or torch.cuda.Event
 class Clock:
     """Adds up the seconds of a rank by what it does; ``lap(phase)`` gives a phase the time since the lap before.
 
-    The forward and backward pass, the wait for the other ranks' gradients and the optimizer are found by hooks, so a
-    loop of the user's own is measured as it is. The last gradient is there, and then the sums have come, when
-    autograd's callbacks for the end of the backward pass are called: one of ours runs before that of
-    DistributedDataParallel, which waits, and one after it.
+    The forward and backward pass and the optimizer are found by hooks, so a loop of the user's own is measured as it
+    is. A module is watched with its children, because another method of it than ``forward`` calls those. The end of a
+    backward pass is a callback of autograd's; ``Gradients`` then says when the sums have come.
 
     Attributes
     ----------
@@ -36,6 +35,7 @@ class Clock:
         self._laps: list[tuple[str, Mark, Mark]] = []
         self._hooks: list[Any] = []
         self._aside: str | None = None
+        self._depth, self._graphs = 0, set[int]()  # of modules that are in each other; backward passes
         self._last = self._mark()
 
     def __reduce__(self) -> tuple[type[Clock], tuple[()]]:
@@ -75,9 +75,10 @@ class Clock:
         return [seconds[phase] for phase in PHASES]
 
     def watch_module(self, module: nn.Module) -> None:
-        """Measure the passes of a module that is called as a whole."""
-        self._hooks.append(module.register_forward_pre_hook(self._forward_begins))
-        self._hooks.append(module.register_forward_hook(self._forward_ends))
+        """Measure the passes of a module, called as a whole or by a method that calls its children."""
+        for part in (module, *module.children()):
+            self._hooks.append(part.register_forward_pre_hook(self._forward_begins))
+            self._hooks.append(part.register_forward_hook(self._forward_ends, always_call=True))
 
     def watch_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Measure the steps of an optimizer."""
@@ -98,24 +99,32 @@ class Clock:
         return event
 
     def _forward_begins(self, module: nn.Module, args: Any) -> None:
-        self.lap("other")
+        if torch.compiler.is_compiling():  # nothing of this is to be traced
+            return
+        if self._depth == 0:
+            self.lap("other")
+        self._depth += 1
 
     def _forward_ends(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.lap("forward")
-        tensor = _first_with_gradient(output)
-        if tensor is not None:
-            tensor.register_hook(self._backward_begins)
+        if torch.compiler.is_compiling():
+            return
+        self._depth -= 1
+        if self._depth == 0:
+            self.lap("forward")
+            tensor = _first_with_gradient(output)
+            if tensor is not None:
+                tensor.register_hook(self._backward_begins)
 
     def _backward_begins(self, gradient: torch.Tensor) -> None:
-        self.lap("forward")  # the loss belongs to it
-        _at_end_of_backward(self._backward_ends)
+        graph = torch._C._current_graph_task_id()
+        if graph not in self._graphs:  # or it was the gradient of a module that was called before
+            self._graphs.add(graph)
+            self.lap("forward")  # the loss belongs to it
+            at_end_of_backward(self._backward_ends)
 
     def _backward_ends(self) -> None:
         self.lap("backward")
-        _at_end_of_backward(self._gradients_are_there)
-
-    def _gradients_are_there(self) -> None:
-        self.lap("all-reduce")
+        self._graphs.clear()
 
     def _optimizer_begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self.lap("other")
@@ -124,7 +133,7 @@ class Clock:
         self.lap("optimizer")
 
 
-def _at_end_of_backward(callback: Callable[[], None]) -> None:
+def at_end_of_backward(callback: Callable[[], None]) -> None:
     """Have the backward pass that is running call something at its end, after what was asked for before."""
     engine: Any = torch.autograd.Variable._execution_engine  # as torch's own FSDP does; there is no public way
     engine.queue_callback(callback)

@@ -34,11 +34,14 @@ class Commit:
         ``state_dict`` of everything kept, by name, on the CPU.
     uses : dict of int to Use
         What was used until then, by the first step of each stretch; for the audit.
+    gradients : dict of str to tensor
+        Those that were accumulated by then, and that no optimizer has used.
     """
 
     step: int = 0
     state: dict[str, Any] = field(default_factory=dict)
     uses: dict[int, Use] = field(default_factory=dict)
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 _commits: dict[str, Commit] = {}  # of this process, by run

@@ -1,4 +1,4 @@
-"""What a training loop gets in its rank: its batches, its wrapped model, a place to report to."""
+"""What a training loop gets in its rank: its batches, the gradients of all ranks, a place to report to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from daskdl.training.checkpoint_writer import CheckpointWriter
 from daskdl.training.checkpoints import CheckpointFolder, Checkpoints
 from daskdl.training.clock import Clock
 from daskdl.training.commit import Commit, put_commit
-from daskdl.training.gradients import Share, data_parallel
+from daskdl.training.gradients import Gradients, check_module
+from daskdl.training.mean import Loss, count_of, scaled
+from daskdl.training.replicas import Replicas
 from daskdl.training.report import Report, Send
 from daskdl.training.tensors import TensorBatch, on_device, seed_torch
 from daskdl.training.virtual import VirtualRanks
@@ -76,11 +78,13 @@ class Context:
         self._batches = batches[0]
         self._clock = Clock(self.device)
         order = self._batches.order
-        about: tuple[Any, ...] = (rank, world_size, self._seed, self._clock)
+        virtual = isinstance(order, VirtualOrder)
+        self._gradients = Gradients(world_size, self._clock, by_hooks=not virtual)
+        about: tuple[Any, ...] = (rank, world_size, self._seed, self._gradients)
+        self._replicas = Replicas(rank, self._gradients, self._warn)
         self._virtual = VirtualRanks(order, *about) if isinstance(order, VirtualOrder) else None
         self._validation = batches[1] if len(batches) > 1 else None
         self._kept: dict[str, Any] = {}
-        self._share = Share()
         self._commit = commit or Commit()
         self._resume = dict(self._commit.state)
         about = (rank, world_size, self.device, order.steps_per_epoch, self._commit.uses, self._clock)
@@ -94,37 +98,56 @@ class Context:
         self._settle_steps = (checkpoints and checkpoints.every_steps) or self.total_steps
         self._settled_at = self._sent_at = 0.0  # seconds of the agreement
         self._stopped = False
+        self._counts: list[torch.Tensor] = []  # that losses were divided by
+        self._gave_none = False
 
     # -- model ------------------------------------------------------------------------------------------------
 
     def prepare(self, module: nn.Module) -> nn.Module:
         """Move a module to this rank's device and make its gradients those of the whole global batch.
 
-        Rank 0's weights are sent to all. Write the loss as the mean over the batch you got: daskdl weights the
-        gradients by rows, so ranks with one row more or less count right. With ``reproducible=True`` use ``backward``.
-        """
-        module = module.to(self.device)
-        self.keep(model=module)
-        if self._virtual is not None:
-            prepared = self._virtual.prepare(module)
-        else:
-            prepared = module if self.world_size == 1 else data_parallel(module, self._share)
-        self._clock.watch_module(prepared)
-        return prepared
+        It is the very module that is returned, with rank 0's weights: call any method of it, prepare as many as you
+        train, freeze and unfreeze as you like. Write the loss as the mean over the batch you got, or see :meth:`mean`:
+        daskdl weights the gradients by rows, so ranks with one row more or less count right. With
+        ``reproducible=True`` use :meth:`backward`.
 
-    def backward(self, batch: TensorBatch, loss_of: Callable[[TensorBatch], torch.Tensor]) -> torch.Tensor:
+        Parameters
+        ----------
+        module : Module
+            The first one is kept as ``"model"``, the others as ``"model_2"`` and so on.
+
+        Raises
+        ------
+        TypeError
+            It is no module, or one that adds up gradients over ranks by itself.
+        ValueError
+            It has parameters that get their shape only when it is called, or ranks gave different modules.
+        """
+        prepared = self._gradients.modules
+        if any(module is other for other in prepared.values()):
+            return module
+        check_module(module)
+        module = module.to(self.device)
+        name = f"model_{len(prepared) + 1}" if prepared else "model"
+        self.keep(**{name: module})
+        self._gradients.add(name, module)
+        self._clock.watch_module(module)
+        return module
+
+    def backward(self, batch: TensorBatch, loss_of: Callable[[TensorBatch], Loss]) -> torch.Tensor:
         """Compute the gradients of a step: what ``loss_of(batch).backward()`` does, and reproducible if that is asked.
 
         Parameters
         ----------
         batch : TensorBatch
         loss_of : callable
-            ``loss_of(part)`` is the mean loss of a part of the batch, or of all of it.
+            ``loss_of(part)`` is the mean loss over the rows of a part of the batch, or of all of it; or a pair, a sum
+            and the count that it is to be divided by, both over all ranks.
 
         Returns
         -------
         tensor of shape ()
-            The mean loss over this rank's rows, without gradient.
+            The loss of this rank's rows, without gradient, for :meth:`report`.
 
         Examples
         --------
@@ -133,8 +156,39 @@ class Context:
         if self._virtual is not None:
             return self._virtual.backward(batch, loss_of)
         loss = loss_of(batch)
-        loss.backward()
-        return loss.detach()
+        mean = self.mean(*loss) if isinstance(loss, tuple) else loss
+        self._clock.lap("forward")
+        mean.backward()
+        return mean.detach()
+
+    def mean(self, total: torch.Tensor, count: float | torch.Tensor) -> torch.Tensor:
+        """Make a loss of this rank's sum and what the sum of all ranks is to be divided by.
+
+        For losses that are no plain means over rows: with class weights, means over tokens, labels to be ignored. Its
+        gradient is the sum of all totals divided by the sum of all counts, and so is what :meth:`report` makes of it.
+        Where all counts are 0, so is the loss. Every rank must call it.
+
+        Parameters
+        ----------
+        total : tensor of shape ()
+            Sum over this rank's rows.
+        count : float or tensor of shape ()
+            What belongs to it: the sum of the weights, the number of tokens.
+
+        Examples
+        --------
+        >>> losses = cross_entropy(model(batch.x), batch.y, reduction="none") * weights[batch.y]  # doctest: +SKIP
+        >>> loss = context.mean(losses.sum(), weights[batch.y].sum())  # doctest: +SKIP
+        """
+        if self._virtual is not None:
+            raise RuntimeError(
+                "context.mean adds up over ranks at once, and with reproducible=True that is done once all virtual "
+                "ranks are through. Return the pair instead: context.backward(batch, lambda part: (total, count))."
+            )
+        counts = count_of(count, total.device) if self._gradients.share else count_of(0, total.device)
+        counts = self.sum(counts.clone().reshape(1))[0]
+        self._counts.append(counts)
+        return scaled(total, counts, self._gradients.share)
 
     def keep(self, **stateful: Any) -> None:
         """Name objects with a ``state_dict``, such as ``optimizer=optimizer``, that belong to the state of the run.
@@ -143,6 +197,8 @@ class Context:
         is resumed, what it keeps is given the committed state at once.
         """
         for name, thing in stateful.items():
+            if self._gradients.modules.get(name, thing) is not thing:
+                raise ValueError(f"keep({name}=...) names a module that was prepared; give what you keep another name")
             if name in self._resume:
                 # a copy: optimizers go on with the very tensors, and the commit may be needed again
                 thing.load_state_dict(to_cpu(self._resume.pop(name)))
@@ -164,7 +220,11 @@ class Context:
         Torch's random state is set anew for every batch from the seed, the step and the rank, so that a step that is
         done again draws the same numbers.
         """
-        progress, clock = begin_progress(self.run), self._clock
+        progress, clock, began = begin_progress(self.run), self._clock, self.step
+        for thing in self._kept.values():
+            if isinstance(thing, torch.optim.Optimizer):
+                self._gradients.check(thing, kept=True)
+        self._gradients.load(self._commit.gradients)
         clock.lap("other")
         clock.take()  # what was before the first step is no part of one
         for batch, tensors in on_device(self._batches, self.device, self._batches.order.steps_per_epoch, clock):
@@ -173,16 +233,17 @@ class Context:
             progress.next(batch.step)
             self._agreement.ask(batch.step)
             seed_torch(self._seed(batch.step, self.rank), self.device)
-            self._share.value = batch.n_rows / batch.n_global
+            self._gradients.begin_step(batch.step, batch.n_rows / batch.n_global)
             self.step = batch.step + 1
             yield tensors
             clock.lap("other")
             self._check_backward(batch.step)
+            self._gradients.end_step()
             self.report_to.close_step(batch)
             word = self._agreement.answer(batch.step)
             clock.lap("all-reduce")
             due = self._agreement.seconds - self._settled_at > max(COMMIT_SECONDS, self._agreement.cost / COMMIT_SHARE)
-            due |= self.step & (self.step - 1) == 0  # 1, 2, 4, ...: what goes wrong does so at the beginning
+            due |= batch.step == began or self.step & (self.step - 1) == 0  # what goes wrong does so at the beginning
             if due or len(self.report_to) >= self._settle_steps or word is not None:
                 self._settle(batch.epoch + 1, hurry=word is not None)
                 clock.lap("commit")
@@ -196,7 +257,7 @@ class Context:
         end_progress(self.run)
 
     def _check_backward(self, step: int) -> None:
-        if self._virtual is not None and self._virtual.module is not None and self._virtual.stepped != step:
+        if self._virtual is not None and self._gradients.modules and self._virtual.stepped != step:
             raise RuntimeError(
                 f"step {step} ended without context.backward(batch, loss_of): with reproducible=True gradients are "
                 "added up there and nowhere else, so ranks would now have different weights. Write "
@@ -263,6 +324,7 @@ class Context:
     def close(self, failed: bool = False) -> None:
         """Write the last commit to the checkpoints; wait until it is there, unless others wait for this one to fail."""
         self._clock.close()
+        self._gradients.close()
         if self._writer is not None:
             commit = self._commit if self._commit.step else None
             self._writer.finish(commit, self.report_to.latest, 0.0 if failed else CLOSE_SECONDS)
@@ -276,6 +338,7 @@ class Context:
         self._settled_at = now
         if n_steps:
             self._note_signals()
+            self._note_counts()
         bad = self.report_to.add_up()
         if hurry or epoch is None or bad is not None or now - self._sent_at > SEND_SECONDS:
             self._sent_at = now
@@ -289,25 +352,35 @@ class Context:
     def _note_signals(self) -> None:
         """Report the learning rate, and the norm of the gradients if the loop has left them."""
         rates = [t.param_groups[0]["lr"] for t in self._kept.values() if isinstance(t, torch.optim.Optimizer)]
-        model = self._kept.get("model")
-        parameters = model.parameters() if isinstance(model, nn.Module) else ()
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        found = [g for p in self._gradients.parameters.values() if (g := p.grad) is not None]
+        gradients = [g.coalesce().values() if g.is_sparse else g for g in found]
         if rates:
             self.log(learning_rate=float(rates[0]))
         if gradients:
-            self.log(grad_norm=float(nn.utils.get_total_norm(gradients)))
+            self.log(
+                grad_norm=float(
+                    nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+                )
+            )
+
+    def _note_counts(self) -> None:
+        """Say once if losses had nothing to be divided by."""
+        counts, self._counts = self._counts, []
+        if counts and not self._gave_none and float(torch.stack(counts).min()) == 0:
+            self._gave_none = True
+            text = "a batch had a count of 0 in its loss, over all ranks, so its loss and gradients are 0: all its "
+            self._warn(text + "labels are ignored, or all its weights 0")
+
+    def _warn(self, text: str) -> None:
+        self.event("warning", text)
 
     def _make_commit(self) -> None:
         """Keep a copy of the state of this step, if the model is finite."""
-        model = self._kept.get("model")
-        if self.world_size > 1 and isinstance(model, nn.Module):
-            for buffer in model.buffers():  # those of rank 0 count; others would get them at their next step
-                dist.broadcast(buffer, src=0)
-        if model is None or all(bool(p.isfinite().all()) for p in model.parameters()):
+        if self._replicas.agree(self.step):
             state = self.state()
             if told_to_stop():  # on a GPU what was sent in the copied buffers may have been cut off
                 raise RuntimeError(f"stopped at step {self.step}: another rank of the gang failed or was lost")
-            self._commit = Commit(self.step, state, dict(self.report_to.uses))
+            self._commit = Commit(self.step, state, dict(self.report_to.uses), to_cpu(self._gradients.state()))
             put_commit(self.run, self._commit)
             if self._writer is not None:
                 self._writer.offer(self._commit, self.report_to.latest)

@@ -236,12 +236,16 @@ def rank_main(
 
 
 def plain_value(value: Any) -> Any:
-    """A module without its data-parallel wrapper, on the CPU; anything else as it is."""
+    """What a loop returned with its modules on the CPU."""
     from torch import nn
 
-    if isinstance(value, nn.parallel.DistributedDataParallel):
-        value = value.module
-    return value.cpu() if isinstance(value, nn.Module) else value
+    if isinstance(value, nn.Module):
+        return value.cpu()
+    if type(value) in (list, tuple):
+        return type(value)(plain_value(one) for one in value)
+    if type(value) is dict:
+        return {key: plain_value(one) for key, one in value.items()}
+    return value
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from torch import nn
 
 from daskdl.data.order import share
 from daskdl.data.virtual import VirtualOrder
-from daskdl.training.clock import Clock
+from daskdl.training.collectives import n_values, numbers, shaped
+from daskdl.training.gradients import Gradients
+from daskdl.training.mean import Loss, parts_of, scaled
 from daskdl.training.tensors import TensorBatch, seed_torch
 
 
@@ -29,60 +31,46 @@ class VirtualRanks:
     rank, world_size : int
     seed : callable
         ``seed(step, v)``: of torch's random state for a virtual rank.
-    clock : Clock
+    gradients : Gradients
+        Knows the modules.
     """
 
     def __init__(
-        self, order: VirtualOrder, rank: int, world_size: int, seed: Callable[[int, int], int], clock: Clock
+        self, order: VirtualOrder, rank: int, world_size: int, seed: Callable[[int, int], int], gradients: Gradients
     ) -> None:
-        self.order, self.rank, self.world_size, self.seed, self.clock = order, rank, world_size, seed, clock
-        self.module: nn.Module | None = None
+        self.order, self.rank, self.world_size, self.seed = order, rank, world_size, seed
+        self.gradients, self.clock = gradients, gradients.clock
         self.stepped = -1  # the last step that was added up
 
-    def prepare(self, module: nn.Module) -> nn.Module:
-        """Give all ranks the weights of rank 0."""
-        self.module = module
-        if self.world_size > 1:
-            for tensor in module.state_dict().values():
-                dist.broadcast(tensor, src=0)
-        return module
-
-    def backward(self, batch: TensorBatch, loss_of: Callable[[TensorBatch], torch.Tensor]) -> torch.Tensor:
-        """Leave the gradients of the global batch in the module; return the mean loss over this rank's rows."""
-        assert self.module is not None
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        buffers = [b for b in self.module.buffers() if b.is_floating_point()]
-        others = [b for b in self.module.buffers() if not b.is_floating_point()]  # counters: they step once
-        before = [p.grad for p in parameters], [b.clone() for b in (*buffers, *others)]
+    def backward(self, batch: TensorBatch, loss_of: Callable[[TensorBatch], Loss]) -> torch.Tensor:
+        """Leave the gradients of the global batch in the modules; return the loss of this rank's rows."""
+        parameters = [p for p in self.gradients.parameters.values() if p.requires_grad]
+        buffers = _unique(b for module in self.gradients.modules.values() for b in module.buffers())
+        moving = [b for b in buffers if b.is_floating_point()]  # the others are counters: they step once
+        before = [p.grad for p in parameters], [b.clone() for b in buffers]
         mine, first, loss = [], 0, torch.zeros((), device=batch.y.device, dtype=torch.float64)
         for v, n_rows in self.order.pieces(batch.step, self.rank, self.world_size):
-            weight = n_rows / batch.n_global
-            self.module.zero_grad()
+            for parameter in parameters:
+                parameter.grad = None
             with torch.no_grad():
-                for buffer, old in zip((*buffers, *others), before[1], strict=True):
+                for buffer, old in zip(buffers, before[1], strict=True):
                     buffer.copy_(old)
+            weight, count = 0.0, torch.zeros((), device=batch.y.device)
             if n_rows:
                 seed_torch(self.seed(batch.step, v), batch.y.device)
-                part = loss_of(_part(batch, first, first + n_rows))
-                part.backward()
-                loss += part.detach().double() * n_rows
+                total, weight, count = parts_of(loss_of(part_of(batch, first, first + n_rows)), n_rows)
+                self.clock.lap("forward")
+                total.backward()
+                loss += total.detach().double() * weight
             first += n_rows
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            mine.append(torch.cat([g.reshape(-1) for g in (*grads, *buffers)]).mul_(weight))
+            mine.append(_line(parameters, moving, n_rows / batch.n_global, weight, count))
         self.clock.lap("backward")
-        total = self._sum(torch.stack(mine))
+        line = self._sum(torch.stack(mine))
         self.clock.lap("all-reduce")
-        at = 0
-        for parameter, earlier in zip(parameters, before[0], strict=True):
-            found = total[at : at + parameter.numel()].view_as(parameter)
-            parameter.grad = found.clone() if earlier is None else earlier + found
-            at += parameter.numel()
-        with torch.no_grad():
-            for buffer in buffers:
-                buffer.copy_(total[at : at + buffer.numel()].view_as(buffer))
-                at += buffer.numel()
+        count = self._take(line, parameters, before[0], moving)
+        self.gradients.found()
         self.stepped = batch.step
-        return loss / max(1, batch.n_rows)
+        return scaled(loss, count, batch.n_rows / batch.n_global)
 
     def _sum(self, mine: torch.Tensor) -> torch.Tensor:
         """Add up what all virtual ranks have, in their order; shape (n_values,)."""
@@ -100,11 +88,57 @@ class VirtualRanks:
             total += line
         return total
 
+    def _take(
+        self,
+        line: torch.Tensor,
+        parameters: list[nn.Parameter],
+        earlier: list[torch.Tensor | None],
+        moving: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """Put what was added up in its places, on top of gradients that were there before; return the count."""
+        sizes = [n_values(p) for p in (*parameters, *moving)]
+        *found, had, dense, count = line.split([*sizes, len(parameters), len(parameters), 1])
+        factor = torch.where(count > 0, 1 / torch.where(count > 0, count, 1), 0)
+        flags = zip(had.tolist(), dense.tolist(), strict=True)
+        for parameter, before, values, (any_had, any_dense) in zip(parameters, earlier, found, flags, strict=False):
+            grad = shaped(values * factor, parameter).to(parameter.dtype)
+            grad = grad if any_dense else grad.to_sparse(1)
+            parameter.grad = before if not any_had else grad if before is None else before + grad
+        with torch.no_grad():
+            for buffer, values in zip(moving, found[len(parameters) :], strict=True):
+                buffer.copy_(shaped(values, buffer))
+        return count.double().reshape(())
 
-def _part(batch: TensorBatch, first: int, stop: int) -> TensorBatch:
+
+def _line(
+    parameters: list[nn.Parameter], moving: list[torch.Tensor], share: float, weight: float, count: torch.Tensor
+) -> torch.Tensor:
+    """What a virtual rank has, in one row: gradients, buffers, which gradients there are, and are dense, the count."""
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters]
+    had = [float(p.grad is not None) for p in parameters]
+    dense = [float(p.grad is not None and not p.grad.is_sparse) for p in parameters]
+    parts = [numbers(grad) * weight for grad in grads] + [numbers(buffer) * share for buffer in moving]
+    return torch.cat([*parts, torch.tensor([*had, *dense], device=count.device), count.reshape(1).to(torch.float32)])
+
+
+def _unique(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    return list({id(tensor): tensor for tensor in tensors}.values())
+
+
+def part_of(batch: TensorBatch, first: int, stop: int) -> TensorBatch:
     """Some rows of a batch, copied: where an array begins in memory may decide how it is added up."""
+    return replace(
+        batch,
+        **{f.name: _rows(getattr(batch, f.name), first, stop) for f in fields(batch) if f.name != "n_rows"},
+        n_rows=stop - first,
+    )
 
-    def rows(tensor: Any) -> Any:
-        return tensor[first:stop].clone()
 
-    return replace(batch, inputs=tuple(rows(x) for x in batch.inputs), y=rows(batch.y), n_rows=stop - first)
+def _rows(value: Any, first: int, stop: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value[first:stop].clone()
+    if isinstance(value, tuple):
+        return tuple(_rows(one, first, stop) for one in value)
+    if isinstance(value, dict):
+        return {name: _rows(one, first, stop) for name, one in value.items()}
+    return value
