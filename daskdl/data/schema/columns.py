@@ -13,6 +13,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from daskdl.data.schema.buckets import bucket, is_there
+from daskdl.data.schema.kinds import Category as CategoryKind
+from daskdl.data.schema.kinds import Kind
 from daskdl.data.schema.stats import MAX_CATEGORIES, ColumnStats
 from daskdl.data.schema.values import Values, days, numbers, plain
 from daskdl.errors import DataError
@@ -20,6 +23,7 @@ from daskdl.errors import DataError
 Missing = Literal["impute", "indicator", "refuse"]
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
+FEWEST_BUCKETS, MOST_BUCKETS = 256, 32_768
 
 
 def to_float(column: Any) -> Floats:
@@ -222,32 +226,43 @@ class Category(Column):
     ----------
     categories : tuple
         Known categories, most frequent first. Code 0 stands for missing and unseen ones, ``i + 1`` for the i-th.
+    buckets : int
+        Codes behind these that all others share by their hash, unseen ones too.
     """
 
     categories: tuple[Any, ...] = ()
+    buckets: int = 0
     kind: ClassVar[str] = "category"
     word: ClassVar[str] = "a category"
 
     @classmethod
-    def learn(cls, name: Any, stats: ColumnStats) -> Category:
-        """Learn from statistics."""
-        if len(stats.values) > MAX_CATEGORIES:
-            raise DataError(
-                f"column {name!r} has {len(stats.values):,} different values or more, and at most {MAX_CATEGORIES:,} "
-                "can be categories: that is an identifier or free text. Leave it out, group its rare values, or read "
-                f"it as text: kinds={{{name!r}: Text()}}."
-            )
-        ordered = sorted(stats.values, key=lambda v: (-stats.values[v], str(v)))
-        return cls(name, stats.n_missing, tuple(ordered))
+    def learn(cls, name: Any, stats: ColumnStats, kind: Kind | None = None) -> Category:
+        """Learn from statistics; rare ones of many categories get no code of their own."""
+        wanted = kind if isinstance(kind, CategoryKind) else CategoryKind()
+        top = MAX_CATEGORIES if wanted.top is None else wanted.top
+        ordered = sorted(stats.values, key=lambda v: (-stats.values[v], str(v)))[:top]
+        others = max(0, stats.n_different - len(ordered))
+        buckets = shared_codes(others) if wanted.buckets is None else wanted.buckets
+        return cls(name, stats.n_missing, tuple(ordered), buckets)
+
+    @property
+    def n_codes(self) -> int:
+        """Codes, 0 included."""
+        return 1 + len(self.categories) + self.buckets
 
     def summary(self) -> str:
         """How many categories, and the most frequent ones."""
         first = ", ".join(map(str, self.categories[:4]))
-        return f"{len(self.categories)}: {first}{', ...' * (len(self.categories) > 4)}"
+        more = f"; others in {self.buckets:,} buckets" if self.buckets else ""
+        return f"{len(self.categories)}: {first}{', ...' * (len(self.categories) > 4)}{more}"
 
     def codes(self, values: Values) -> Ints:
-        """Integer codes: 0 is missing or unseen."""
-        return self._lookup(values)
+        """Integer codes: 0 is missing, or unseen where there are no buckets."""
+        codes = self._lookup(values)
+        if self.buckets:
+            others = (codes == 0) & is_there(values)
+            codes[others] = 1 + len(self.categories) + bucket(values, others, self.buckets)
+        return codes
 
     @cached_property
     def _lookup(self) -> Lookup:
@@ -261,6 +276,17 @@ class Category(Column):
         """Codes from 0, missing and unseen ones NaN."""
         codes = self.codes(values)
         return [np.where(codes == 0, np.nan, codes - 1).astype(np.float32)]
+
+
+def shared_codes(others: int) -> int:
+    """Codes for so many categories that have none of their own: a power of two.
+
+    Examples
+    --------
+    >>> shared_codes(0), shared_codes(10), shared_codes(1_000), shared_codes(10**9)
+    (0, 256, 1024, 32768)
+    """
+    return int(min(max(1 << (others - 1).bit_length(), FEWEST_BUCKETS), MOST_BUCKETS)) if others else 0
 
 
 class Lookup:
