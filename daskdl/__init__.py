@@ -22,6 +22,7 @@ _NAMES = {
     "TorchRegressor": "estimators.torch",
     "XGBClassifier": "estimators.xgboost",
     "XGBRegressor": "estimators.xgboost",
+    "XGBRanker": "estimators.xgboost",
     "TabularNet": "estimators.tabular",
     "Schema": "data.schema",
     "Image": "data.schema",
@@ -38,11 +39,11 @@ _NAMES = {
     "TimeWindows": "data.sources.timewindows",
     "stage": "data.staging.stage",
     "batches": "data.loader",
-    "Run": "tracking.run",
-    "runs": "tracking.run",
-    "load_run": "tracking.run",
+    "Run": "run",
+    "runs": "run",
+    "load_run": "run",
     "compare": "plotting",
-    "load": "estimators.base",
+    "load": "estimators.saving",
 }
 _MODULES = ("datasets", "errors", "plotting", "spmd")
 

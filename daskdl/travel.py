@@ -32,9 +32,8 @@ from distributed import Client, Future
 from daskdl.codewalk import imported_in
 from daskdl.errors import CannotTravel
 
-_FRESH: dict[
-    type, Any
-] = {  # what a process makes for itself when it imports a module, so that a copy of the module has its own
+# what a process makes for itself when it imports a module, so that a copy of the module has its own
+_FRESH: dict[type, Any] = {
     type(threading.Lock()): threading.Lock,
     type(threading.RLock()): threading.RLock,
     threading.local: threading.local,
@@ -76,8 +75,8 @@ class Packed:
         """
         home = home or self.process == _this_process()
         thing, modules = _Opener(self.data, found, home).load()
-        if not home:
-            sys.modules.update(modules)  # what functions import when they are called
+        # what functions import when they are called; at home there may be another version, which is not touched
+        sys.modules.update({n: m for n, m in modules.items() if n not in sys.modules} if home else modules)
         return thing
 
     @functools.cached_property
@@ -90,18 +89,22 @@ class Packed:
         return {"data": self.data, "futures": [], "process": self.process}
 
 
-def pack(thing: Any, what: str = "it") -> Packed:
+def pack(thing: Any, what: str = "it", to: str = "to the workers", most: int | None = None) -> Packed:
     """Pack objects: those of the user's own modules by value, all others as pickle does.
 
     Parameters
     ----------
     what : str
-        What they are, for the error.
+        What they are, for the error; and where ``to`` they are sent.
+    most : int, optional
+        Bytes that it may come to.
 
     Raises
     ------
     CannotTravel
         Something in it belongs to this process; the message says what, and where it is held.
+    OverflowError
+        It comes to more than ``most``.
 
     Examples
     --------
@@ -109,23 +112,38 @@ def pack(thing: Any, what: str = "it") -> Packed:
     [1, 2]
     """
     try:
-        return _packed(thing)
+        return _packed(thing, most)
+    except OverflowError:
+        raise
     except Exception as error:  # of any class: it is the user's own objects
         from daskdl.codewalk import culprit
 
         where = culprit(thing, _packed)
         where = f"{what}{where}" if where[:1] in (".", "[", "") else where
         raise CannotTravel(
-            f"{what} cannot be sent to another process, because of {where} ({type(error).__name__}: {error}). Locks, "
-            "files, connections, clients and generators belong to the process that made them: make them where they "
-            "are used, inside the function or at the first call."
+            f"{what} cannot be sent {to}: {error}. What it uses from outside travels with it, and {where} belongs to "
+            "this process. Make locks, files, connections, clients and generators where they are used: inside the "
+            "function, or at the first call."
         ) from error
 
 
-def _packed(thing: Any) -> Packed:
+class _Bounded(io.BytesIO):
+    """Memory that takes so much and no more."""
+
+    def __init__(self, most: int | None) -> None:
+        super().__init__()
+        self.most = most
+
+    def write(self, data: Any) -> int:
+        if self.most is not None and self.tell() + memoryview(data).nbytes > self.most:
+            raise OverflowError(f"more than {self.most:,} bytes")
+        return super().write(data)
+
+
+def _packed(thing: Any, most: int | None = None) -> Packed:
     modules: dict[str, types.ModuleType] = {}
     while True:
-        file = io.BytesIO()
+        file = _Bounded(most)
         with _packing, _by_value() as mine:
             packer = _Packer(file, mine)
             packer.dump((thing, modules))

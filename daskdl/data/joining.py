@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import dask.array as da
@@ -13,7 +11,7 @@ import numpy as np
 import pandas as pd
 from dask.dataframe.dask_expr._expr import are_co_aligned
 
-from daskdl.data.extras import Columns, Extras, column_names
+from daskdl.data.extras import ROLES, Columns, Extras, column_names
 from daskdl.data.frame import Frame, as_frame, is_lazy, label_column, no_such_column, to_pandas
 from daskdl.data.schema import Kinds
 from daskdl.errors import DataError
@@ -63,37 +61,41 @@ def joined(
         Rows that do not belong together, as far as that is known before they are computed.
     """
     parts: dict[str, Any] = {}
-    for role, values in (extras or {}).items():
-        X, parts[role] = _taken(X, values, partial(extra_column, role))
-    X, y = _taken(X, y, label_column)
+    taken: list[Any] = []
+    for role, values in {**(extras or {}), LABEL_ROLE: y}.items():
+        if values is not None:
+            parts[role], names = _taken(X, role, values)
+            taken += names
+    if taken:
+        X = X.drop(columns=list(dict.fromkeys(taken)))
     X = as_frame(X, kinds)
-    if y is not None:
-        parts[LABEL_ROLE] = y
     X = X if is_lazy(X) else to_pandas(X)
     part_of = _lazy_part if is_lazy(X) else _part
-    found = {role: part_of(X, role, values, role != LABEL_ROLE or several) for role, values in parts.items()}
+    many = {role for role in parts if (several if role == LABEL_ROLE else ROLES[role].several)}
+    found = {role: part_of(X, role, values, role in many) for role, values in parts.items()}
     columns = {role: tuple(column_names(role, part.width)) for role, part in found.items()}
     frame = _beside_lazy(X, found, columns) if is_lazy(X) else _beside(X, found, columns)
     label = columns.pop(LABEL_ROLE, (None,))
     return frame, label[0] if len(label) == 1 else list(label), columns
 
 
-def _taken(X: Any, values: Any, column: Callable[[Any, Any], tuple[Any, Any]]) -> tuple[Any, Any]:
-    """Take a column out of ``X`` that is given by its name, or some."""
+def _taken(X: Any, role: str, values: Any) -> tuple[Any, list[Any]]:
+    """Return what has a role, and the columns of ``X`` that it is: one that is given by its name, or some."""
     if isinstance(values, str):
-        return column(X, values)
+        return _column(X, role, values), [values]
     names = list(getattr(X, "columns", ()))
     if isinstance(values, list) and values and all(isinstance(v, str) and v in names for v in values):
-        return X.drop(columns=values), X[values]
-    return X, values
+        return X[values], values
+    return values, []
 
 
-def extra_column(role: str, X: Any, name: str) -> tuple[Any, Any]:
-    """Split a frame into features and the column called ``name`` that holds a role."""
+def _column(X: Any, role: str, name: str) -> Any:
+    if role == LABEL_ROLE:
+        return label_column(X, name)[1]
     columns = list(getattr(X, "columns", ()))
     if name not in columns:
         raise DataError(no_such_column(f"{role} column", name, columns, role))
-    return X.drop(columns=[name]), X[name]
+    return X[name]
 
 
 def label_names(y: Any) -> Any:

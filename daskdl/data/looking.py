@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from distributed import Client
 
-from daskdl.data.extras import Columns, describe_extras
+from daskdl.data.extras import Columns, describe_extras, read_extra
 from daskdl.data.frame import to_pandas
 from daskdl.data.schema import ColumnStats, Kinds, describe
 from daskdl.data.schema.target import describe_targets
@@ -43,6 +43,8 @@ class Look:
         Checksum and size of a piece of a frame.
     extras : dict of ColumnStats
         Between what the values of each role lie.
+    queries : array or None
+        The different ones, where rows have a query.
     """
 
     stats: dict[Any, ColumnStats]
@@ -51,6 +53,7 @@ class Look:
     digest: int = 0
     n_bytes: int = 0
     extras: dict[str, ColumnStats] = field(default_factory=dict)
+    queries: Any = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ def _look(chunk: Chunk, asked: Asked) -> Look:
     if asked.labels:
         labels = describe_targets([chunk[name] for name in asked.labels], asked.classes)
     stats = {n: describe(chunk[n], asked.moments, asked.kinds.get(n), n) for n in features}
-    return Look(stats, labels, weights, extras=describe_extras(chunk, asked.extras))
+    queries = np.unique(read_extra("qid", chunk, asked.extras["qid"])) if "qid" in asked.extras else None
+    return Look(stats, labels, weights, extras=describe_extras(chunk, asked.extras), queries=queries)
 
 
 def _weight_sum(weights: Any) -> float:

@@ -18,6 +18,7 @@ from daskdl.data.extras import Columns, Extras, check_extras
 from daskdl.data.frame import LABEL, NO_TARGET, Frame, is_lazy, no_such_column, source_label
 from daskdl.data.joining import joined
 from daskdl.data.looking import Asked, Look, look_at, look_at_source, merge_looks, refused
+from daskdl.data.queries import cut_between_queries, scattered, shuffled_by_query, sorted_by_query
 from daskdl.data.schema import ColumnStats, Kinds, Missing, Schema
 from daskdl.data.schema.target import Target
 from daskdl.data.sources.base import Source
@@ -174,10 +175,21 @@ def read_rows(
     frame, label, columns = joined(X, y, kinds or {}, extras, several)
     asked = replace(asked, label=label, extras=columns)
     _check_weight(list(frame.columns), asked)
+    query = columns["qid"][0] if "qid" in columns else None
+    if query is not None and not is_lazy(frame):
+        frame = sorted_by_query(frame, query)
     if client is None and not is_lazy(frame):
-        pieces = _cut(frame)
+        pieces = _cut(frame, query)
         return _rows(pieces, refused([look_at(piece, asked) for piece in pieces]), asked, None)
     pieces, looks = again_if_lost(lambda: _pieces_and_looks(frame, asked, client))
+    if looks is not None and scattered(looks):
+        frame = shuffled_by_query(frame, query)
+        pieces, looks = again_if_lost(lambda: _pieces_and_looks(frame, asked, client))
+    if looks is None and query is not None:
+        raise DataError(
+            "the frame is larger than half the memory of the workers, and a ranking needs all rows of a query "
+            "together. Add workers, or rank fewer rows."
+        )
     if looks is None:
         return _rows_of_staged(frame, asked, client)
     return _rows(pieces, looks, asked, client, frame=frame)
@@ -254,7 +266,7 @@ def _give_back_memory() -> None:
 
 def _pieces_and_looks(frame: Frame, asked: Asked, client: Client | None) -> tuple[list[Any], list[Look] | None]:
     """Hold a frame in the memory of the workers and look at it there; nothing if it does not fit."""
-    pieces = _pieces(frame, client)
+    pieces = _pieces(frame, client, asked.extras.get("qid", (None,))[0])
     looks = _looks(pieces, asked, client)
     return ([], None) if looks is None else (pieces, looks)
 
@@ -277,7 +289,7 @@ def _looks(pieces: list[Any], asked: Asked, client: Client | None) -> list[Look]
     return client.gather(futures)
 
 
-def _pieces(frame: Frame, client: Client | None) -> list[Any]:
+def _pieces(frame: Frame, client: Client | None, query: Any) -> list[Any]:
     if client is None:  # and the frame is lazy
         raise ValueError(
             "X is a Dask DataFrame and there is no Dask client to compute it with. Start one first: "
@@ -285,12 +297,14 @@ def _pieces(frame: Frame, client: Client | None) -> list[Any]:
         )
     if is_lazy(frame):
         return sorted(futures_of(client.persist(frame)), key=lambda future: future.key[-1])  # keys are (name, i)
-    return list(client.scatter(_cut(frame), hash=False))
+    return list(client.scatter(_cut(frame, query), hash=False))
 
 
-def _cut(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """Cut a frame in memory into pieces of about equal rows."""
+def _cut(frame: pd.DataFrame, query: Any = None) -> list[pd.DataFrame]:
+    """Cut a frame in memory into pieces of about equal rows; between queries if there are any."""
     n = max(1, min(MOST_PIECES, len(frame) // MIN_PIECE_ROWS))
+    if query is not None:
+        return cut_between_queries(frame, query, n)
     return [frame.iloc[a:b] for a, b in pairwise(len(frame) * i // n for i in range(n + 1))]
 
 

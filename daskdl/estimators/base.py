@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import fsspec
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
+from daskdl.clients import current_client
 from daskdl.data.frame import NO_TARGET, as_frame, is_lazy, label_column, source_label
 from daskdl.data.joining import label_names
 from daskdl.data.rows import Rows, learn, read_rows
@@ -19,8 +19,13 @@ from daskdl.data.schema import Schema
 from daskdl.data.schema.target import Target
 from daskdl.data.sources.base import Source
 from daskdl.errors import DataError
+from daskdl.estimators import saving
 from daskdl.estimators.predict import Outputs, Predictor, predict
-from daskdl.tracking.run import Run
+from daskdl.run import Run
+from daskdl.travel import pack
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 C = TypeVar("C", bound=type)
 
@@ -64,6 +69,14 @@ class DaskEstimator(BaseEstimator):
 
     # -- fit --------------------------------------------------------------------------------------------------
 
+    def _client(self) -> Client | None:
+        """The client to train with; what cannot be sent to its workers is refused here, before rows are read."""
+        client = current_client()
+        for name, value in self.get_params(deep=False).items() if client is not None else ():
+            if not isinstance(value, (str, int, float, type(None))):
+                pack(value, name)
+        return client
+
     def _read(self, X: Any, y: Any, client: Any, **how: Any) -> Rows:
         """Read and learn, ``how`` as in ``read_rows``: sets ``schema_``, ``target_`` and what scikit-learn knows."""
         classes, kinds = isinstance(self, ClassifierMixin), how.get("kinds")
@@ -80,7 +93,7 @@ class DaskEstimator(BaseEstimator):
             self.classes_ = self.target_.classes
         return rows
 
-    def _read_validation(self, validation_data: Any, client: Any) -> Rows | None:
+    def _read_validation(self, validation_data: Any, client: Any, **how: Any) -> Rows | None:
         if validation_data is None:
             return None
         if not isinstance(validation_data, tuple) or len(validation_data) != 2:
@@ -95,6 +108,7 @@ class DaskEstimator(BaseEstimator):
             client=client,
             moments=False,
             kinds=getattr(self, "kinds", None),
+            **how,
         )
         if not rows.n_rows:
             raise DataError("validation_data has no rows; there is nothing to validate on. Look at its filters.")
@@ -172,31 +186,41 @@ class DaskEstimator(BaseEstimator):
     # -- save and load ----------------------------------------------------------------------------------------
 
     def save(self, path: str) -> None:
-        """Write the fitted estimator to a new folder, through fsspec: plain JSON and the model's own safe format.
+        """Write the fitted estimator to a folder, through fsspec: plain JSON and the model's own safe format.
 
-        Nothing in it is a pickle. ``daskdl.load`` reads it back.
+        Nothing in it is a pickle. ``daskdl.load`` reads it back. An estimator that was saved there before is replaced;
+        who reads meanwhile finds one or the other. When it fails, nothing of it is left.
+
+        Raises
+        ------
+        FileExistsError
+            The folder has files in it, and no saved estimator.
+        TypeError
+            A part of the model is neither a dense tensor nor a plain value, or the schema holds code.
         """
         check_is_fitted(self, "model_")
-        fs, folder = fsspec.core.url_to_fs(path)
-        fs.makedirs(folder, exist_ok=True)
-        about = {
-            "format": 1,
-            "estimator": type(self).__name__,
-            "params": {k: v for k, v in self.get_params(deep=False).items() if _is_plain(v)},
-            "schema": self.schema_.to_dict(),
-            "target": self.target_.to_dict(),
-            "named": hasattr(self, "feature_names_in_"),
-            "model": self._model_notes(),
-        }
-        with fs.open(f"{folder}/model", "wb") as file:
-            file.write(self._model_bytes())
-        with fs.open(f"{folder}/estimator.json", "w") as file:
-            json.dump(about, file, indent=1)
+        saving.save(self, path)
 
     def _save_for_others(self, run: Run) -> None:
         """Save what a run in the background trained, before it ends: who waits for its end finds it."""
         if run.awaited:
             self.save(f"{run.folder}/model")
+
+    def _try_saving(self, run: Run, model: Any = None) -> None:
+        """Refuse at the beginning, on a model that has learned nothing yet, what could not be saved at the end."""
+        if not run.awaited:
+            return
+        tried = copy.copy(self)
+        tried.model_ = model
+        try:
+            saving.described(self)
+            if model is not None:
+                tried._model_bytes()
+        except TypeError as error:
+            raise TypeError(
+                "background=True saves what it has trained, for other processes, and this could not be saved: "
+                f"{error} Train without background=True, in this process."
+            ) from error
 
     def _restore(self, about: dict[str, Any], model: bytes) -> Self:
         self.schema_ = Schema.from_dict(about["schema"])
@@ -260,45 +284,3 @@ def _compared(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
     if is_lazy(X):
         return dask.compute(y, estimator.predict(X))
     return y, estimator.predict(X)
-
-
-def _is_plain(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except TypeError:
-        return False
-    return True
-
-
-def load(path: str, **params: Any) -> Any:
-    """Read an estimator that ``save`` wrote. Nothing is unpickled.
-
-    Parameters
-    ----------
-    path : str
-        Folder, local or any fsspec URL.
-    **params
-        Parameters that a file cannot hold, such as ``module=`` for a network of your own.
-
-    Raises
-    ------
-    ValueError
-        The folder holds no estimator, or one of a newer format.
-    """
-    import daskdl
-
-    fs, folder = fsspec.core.url_to_fs(path)
-    if not fs.exists(f"{folder}/estimator.json"):
-        raise ValueError(
-            f"{path} holds no saved estimator: there is no estimator.json in it. Give the folder of save()."
-        )
-    with fs.open(f"{folder}/estimator.json") as file:
-        about = json.load(file)
-    if about["format"] != 1:
-        raise ValueError(f"{path} was saved in format {about['format']}, this daskdl reads format 1. Upgrade daskdl.")
-    known = ("TorchClassifier", "TorchRegressor", "XGBClassifier", "XGBRegressor")
-    if about["estimator"] not in known:
-        raise ValueError(f"{path} holds a {about['estimator']!r}; known are {', '.join(known)}")
-    estimator = getattr(daskdl, about["estimator"])(**{**about["params"], **params})
-    with fs.open(f"{folder}/model", "rb") as file:
-        return estimator._restore(about, file.read())

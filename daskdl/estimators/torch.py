@@ -17,6 +17,7 @@ from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor,
 from daskdl.estimators.forward import Module, class_outputs, make_module, number_outputs
 from daskdl.estimators.predict import Predictor
 from daskdl.estimators.tabular import TabularNet
+from daskdl.estimators.weights import put_weights, weights_of
 from daskdl.execution.interrupts import held_interrupts, noted_interrupts
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.fit import FitConfig, fit_loop, make_optimizer
@@ -172,7 +173,7 @@ class _TorchEstimator(DaskEstimator):
         if self.patience is not None and validation_data is None:
             raise ValueError(f"patience={self.patience} needs validation_data=(X, y): it is what is waited for.")
         loss = None if self.loss is None else as_loss(self.loss)
-        client = current_client()
+        client = self._client()
         several = isinstance(self, DaskRegressor)
         weight = weight_column(self.sampling)
         rows = self._read(X, y, client, moments=True, weight=weight, kinds=self.kinds, several=several)
@@ -206,27 +207,28 @@ class _TorchEstimator(DaskEstimator):
         params = {k: v for k, v in self.get_params(deep=False).items() if k not in ("name", "verbose", "seed")}
         with started(title, type(self).__name__, params, job, self.verbose, resumed) as run:
             self.run_ = run
+            self._try_saving(run, module)
             remember_call(run, job.checkpoints, job.fingerprint, fit_again, self._unfitted(), X, y, validation_data)
             try:
-                model, _ = job.run(
-                    fit_loop, (module, trial.objective, config), run, resumed.commit if resumed else None
-                )
+                answer = job.run(fit_loop, (module, trial.objective, config), run, resumed.commit if resumed else None)
             except LossDiverged as error:
                 module.load_state_dict(error.state or module.state_dict())
                 self.model_ = module.eval()
                 raise
-            self.model_ = model.eval()
+            if answer.problem is not None:  # what the module became cannot be sent, but what it learned was
+                module.load_state_dict(answer.state["model"])
+            self.model_ = (module if answer.problem is not None else answer.value).eval()
             self._save_for_others(run)
         return self
 
     def _model_notes(self) -> dict[str, Any]:
         outputs = {"reads": self._reads, "made_for": self._made_for, "n_outputs": self._n_outputs}
-        return {"default": self.module is None, **outputs}
+        return {"default": self.module is None, **outputs, "weights": weights_of(self.model_)[1]}
 
     def _model_bytes(self) -> bytes:
         from safetensors.torch import save
 
-        return save({k: v.contiguous() for k, v in self.model_.state_dict().items()})
+        return save(weights_of(self.model_)[0])
 
     def _model_from_bytes(self, data: bytes, notes: dict[str, Any]) -> nn.Module:
         from safetensors.torch import load
@@ -238,7 +240,7 @@ class _TorchEstimator(DaskEstimator):
             )
         self._reads, self._made_for, self._n_outputs = notes["reads"], notes["made_for"], notes["n_outputs"]
         module = make_module(self.module, self.schema_, self._made_for, self.seed)
-        module.load_state_dict(load(data))
+        put_weights(module, load(data), notes.get("weights", {}))
         return module.eval()
 
 

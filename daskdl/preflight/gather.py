@@ -90,8 +90,6 @@ class Gathering:
 
     def _arranged(self, X: Any, y: Any) -> Any:
         """Return the rows with their label; refuses wrong arguments, and notes columns that cannot be read."""
-        if y is None:
-            raise ValueError(NO_TARGET)
         if isinstance(X, (pa.Table, pa.RecordBatch)):
             X = X.to_pandas(types_mapper=pd.ArrowDtype)
         if isinstance(X, Source):
@@ -100,6 +98,8 @@ class Gathering:
             self.label = self.facts.label_name = y
             self._cut_of_source(X)
             return X
+        if y is None:
+            raise ValueError(NO_TARGET)
         X, y = self._split(X, y)
         if X is None:
             return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from daskdl.training.copies import copied
 
 Reads = Literal["logits", "log_probabilities", "probabilities", "scores", "values", "log_values"]
 WILD = 10.0  # standard deviation of weights that drive an output out of [0, 1], if anything can
@@ -83,7 +84,7 @@ def what_comes_out(module: nn.Module, inputs: Sequence[torch.Tensor], output: to
 
 @torch.no_grad()
 def _stays_inside(module: nn.Module, inputs: Sequence[torch.Tensor]) -> bool:
-    wild = copy.deepcopy(module).eval()
+    wild = copied(module).eval()
     for _ in range(2):
         for parameter in wild.parameters():
             if parameter.is_floating_point():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from daskdl.data.schema import ColumnStats, Schema
 from daskdl.data.schema.target import Target
 from daskdl.errors import DataError
+from daskdl.training.copies import copied
 from daskdl.training.losses import KNOWN, Known, Objective, OwnLoss, TorchLoss, name_of
 from daskdl.training.outputs import by_rows, first_output, what_comes_out
 from daskdl.training.tensors import to_tensors
@@ -75,7 +75,7 @@ def try_out(module: nn.Module, loss: Any, target: Target, schema: Schema, label:
         raise ValueError(f"module has no parameters that learn: {module!r}. Add a layer, or set requires_grad.")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return _Trying(copy.deepcopy(module), loss, target, schema, label, weighted).trial()
+        return _Trying(copied(module), loss, target, schema, label, weighted).trial()
 
 
 class _Trying:

@@ -74,9 +74,7 @@ def test_other_features_in_predict_than_in_fit(client: Client, ragged: dd.DataFr
 
 
 @BOTH
-def test_lazy_data_without_a_cluster(planted: pd.DataFrame, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskdl.estimators.torch.current_client", lambda: None)
-    monkeypatch.setattr("daskdl.estimators.xgboost.current_client", lambda: None)
+def test_lazy_data_without_a_cluster(planted: pd.DataFrame, kind: str, no_client: None) -> None:
     lazy = dd.from_pandas(planted, npartitions=2)
     with pytest.raises(ValueError, match=r"there is no Dask client .* daskdl.connect\(\)"):
         make(kind).fit(lazy[FEATURES], lazy["late"])

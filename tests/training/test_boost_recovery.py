@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from watching import when_at
 
 import daskdl
-from daskdl.tracking.run import Run
+from daskdl.run import Run
 from daskdl.training.commit import Commit
 
 FEATURES = ["a", "b", "flag", "city"]
@@ -213,12 +213,13 @@ def test_a_run_that_ended_early_is_not_boosted_further(whole: Client, planted: p
 
 def rank_of(frame: pd.DataFrame, rounds: int, commit: Commit | None = None, **params: Any) -> tuple[Commit, list[Any]]:
     """Boost in this process to a round; return the commit, and the messages sent."""
-    from daskdl.training.boost import BoostConfig, boost_rank
+    from daskdl.training.boost import boost_rank
+    from daskdl.training.boost_matrix import BoostConfig
     from daskdl.training.commit import take_commit
 
     given = {"objective": "binary:logistic", "tree_method": "hist", "eval_metric": ["logloss"], "max_bin": 32, **params}
     x = frame[["a", "b"]].astype("float32")
-    config = BoostConfig(given, rounds, None, ["a", "b"], ["float", "float"], 0, len(frame), False)
+    config = BoostConfig(given, rounds, None, ["a", "b"], ["float", "float"], 0, len(frame))
     messages: list[Any] = []
     boost_rank(config, "doc", None, messages.append, 0, commit, [{"x": x, "y": frame.late.to_numpy()}])
     return take_commit("doc"), messages

@@ -45,7 +45,9 @@ class Array:
 
 @dataclass(frozen=True)
 class Image:
-    """Compressed images (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM), decoded and resized once per batch to uint8 of shape (channels, height, width).
+    """Compressed images, decoded and resized once per batch to uint8 of shape (channels, height, width).
+
+    They are PNG, JPEG, WebP, TIFF, BMP, GIF or PPM. Of 16 bits the higher eight are kept.
 
     Parameters
     ----------

@@ -29,6 +29,28 @@ RESERVED = ("numbers", "codes", "y")
 Kinds = Mapping[Any, Kind]
 
 
+def once_each(names: Iterable[str]) -> list[str]:
+    """Make names differ: the second of two that are alike gets a number.
+
+    Examples
+    --------
+    >>> once_each(["1", "x", "1", "1_2"])
+    ['1', 'x', '1_3', '1_2']
+    """
+    wanted = list(names)
+    taken = set(wanted)
+    found: list[str] = []
+    seen: set[str] = set()
+    for name in wanted:
+        number = 2
+        new = name
+        while new in seen or (new != name and new in taken):
+            new, number = f"{name}_{number}", number + 1
+        seen.add(new)
+        found.append(new)
+    return found
+
+
 @dataclass(frozen=True, repr=False)
 class Schema:
     """How the columns of a frame become the tensors of a model. It is learned in training and travels with the model.
@@ -164,21 +186,27 @@ class Schema:
 
     @property
     def feature_names(self) -> list[str]:
-        """Names of the columns of ``table``."""
-        return [str(name) for name, _ in self._table_names()]
+        """Names of the columns of ``table``, as trees know them: text without ``[``, ``]`` and ``<``, each once."""
+        marks = str.maketrans({"[": "(", "]": ")", "<": "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}"})
+        return once_each(label.translate(marks) for label in self.feature_labels)
+
+    @property
+    def feature_labels(self) -> list[str]:
+        """The same columns by the names of the frame: a date or an array is several, such as ``time_hour``."""
+        return once_each(str(name) for name, _ in self._table_names())
 
     @property
     def feature_types(self) -> list[str]:
         """XGBoost's types of the columns of ``table``: ``q`` for numbers, ``c`` for categories."""
         return [kind for _, kind in self._table_names()]
 
+    @property
+    def feature_columns(self) -> list[int]:
+        """Which column of the frame each column of ``table`` comes from, by its place."""
+        return [i for i, column in enumerate(self.columns) for _ in column.table_names()]
+
     def _table_names(self) -> list[tuple[Any, str]]:
-        found = [pair for column in self.columns for pair in column.table_names()]
-        names = [str(name) for name, _ in found]
-        if len(set(names)) < len(names):
-            double = sorted({name for name in names if names.count(name) > 1})
-            raise DataError(f"columns would become features of the same name: {double[:10]}. Rename them.")
-        return found
+        return [pair for column in self.columns for pair in column.table_names()]
 
     # -- frames to arrays -------------------------------------------------------------------------------------
 
@@ -243,6 +271,8 @@ class Schema:
     def table(self, chunk: Any) -> pd.DataFrame:
         """Every feature as it is, in order, NaN where missing or unseen: float32 columns, for trees.
 
+        A number of more digits than float32 has is told from a near one all the same: see ``Number``.
+
         Columns that are float32 already are not copied; XGBoost reads columns faster than rows. A date becomes whole
         days, hour, weekday and day of the year, an array one column per element.
 
@@ -251,11 +281,9 @@ class Schema:
         DataError
             There are images, texts or lists of any length.
         """
-        self._table_names()
-        columns: dict[Any, npt.NDArray[Any]] = {}
-        for column in self.columns:
-            names = (name for name, _ in column.table_names())
-            columns |= dict(zip(names, read_column(column, chunk, column.table), strict=True))
+        names = self.feature_names
+        read = [part for column in self.columns for part in read_column(column, chunk, column.table)]
+        columns = dict(zip(names, read, strict=True))
         if self._refuses:
             self._refuse_nan(sum(int(np.isnan(x).sum()) for x in columns.values()))
         index = chunk.index if isinstance(chunk, pd.DataFrame) else pd.RangeIndex(len(chunk))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from daskdl.data.schema.values import Lists, Values, blobs, days, is_missing, li
 from daskdl.errors import DataError
 
 MAX_CATEGORIES = 10_000  # with a code of their own, unless the user says otherwise
+LOOKED_AT, CROWD = 1_024, 128  # values of a piece that are looked at, and kept, to see if float32 tells them apart
 LARGEST = float(np.finfo(np.float32).max)  # what is beyond is infinite for the model
 Shape = tuple[int, ...]
 
@@ -44,6 +46,8 @@ class ColumnStats:
         Of a row of arrays or lists, or (channels, height, width) of images; -1 where rows differ.
     dtype : str
         Of the numbers in arrays or lists.
+    crowd : tuple
+        Of numbers and dates: some of the values, in order, if float32 does not tell near ones apart. Else empty.
     """
 
     kind: str
@@ -58,6 +62,7 @@ class ColumnStats:
     shape: Shape | None = None
     dtype: str = ""
     sketch: Hashes | None = None
+    crowd: tuple[float, ...] = ()
 
     @property
     def n_different(self) -> int:
@@ -98,6 +103,7 @@ class ColumnStats:
             dtype=str(np.result_type(self.dtype, other.dtype))
             if self.dtype and other.dtype
             else self.dtype or other.dtype,
+            crowd=thinned([*self.crowd, *other.crowd]),
         )
 
     def _merged_values(self, other: ColumnStats) -> dict[str, Any]:
@@ -128,6 +134,35 @@ def counted(values: dict[Any, int], sketch: Hashes | None = None) -> dict[str, A
     sketch = merged(hashes(values), np.empty(0, np.uint64)) if sketch is None else sketch
     kept = sorted(values, key=lambda v: (-values[v], str(v)))[:MAX_TOP]
     return {"values": {value: values[value] for value in kept}, "sketch": sketch}
+
+
+def thinned(values: Sequence[float]) -> tuple[float, ...]:
+    """At most ``CROWD`` of the values, in order, the lowest and the highest among them."""
+    ordered = sorted(values)
+    if len(ordered) <= CROWD:
+        return tuple(ordered)
+    return tuple(ordered[round(i * (len(ordered) - 1) / (CROWD - 1))] for i in range(CROWD))
+
+
+def crowded(ordered: npt.NDArray[Any], single: npt.NDArray[Any]) -> bool:
+    """Whether float32 makes one of more than a hundredth of the values that differ; both in order.
+
+    Examples
+    --------
+    >>> dates = np.arange(20240101, 20240131)
+    >>> crowded(dates, dates.astype(np.float32)), crowded(dates, (dates - 20240101).astype(np.float32))
+    (True, False)
+    """
+    differ = np.count_nonzero(ordered[1:] != ordered[:-1])
+    return bool(np.count_nonzero(single[1:] != single[:-1]) < 0.99 * differ)
+
+
+def _crowd(values: npt.NDArray[Any]) -> tuple[float, ...]:
+    """Some of the values if float32 does not tell near ones apart, judged by neighbours from a regular sample."""
+    if values.dtype.itemsize < 4 or values.dtype == np.float32 or not len(values):
+        return ()
+    some = np.sort(values[:: max(1, len(values) // LOOKED_AT)])
+    return thinned(np.unique(some).tolist()) if crowded(some, some.astype(np.float32)) else ()
 
 
 def _merged_shape(a: Shape | None, b: Shape | None) -> Shape | None:
@@ -229,7 +264,9 @@ def _describe_number(values: Values, moments: bool, kind: Kind | None) -> Column
         finite = np.abs(x) <= LARGEST if x.dtype.kind == "f" else np.ones(len(x), dtype=bool)
     n_missing = 0 if finite.all() else int(np.isnan(x).sum())
     stats = ColumnStats("number", len(x), n_missing, len(x) - n_missing - int(np.count_nonzero(finite)))
-    return _with_moments(stats, x if finite.all() else x[finite]) if moments else stats
+    known = x if finite.all() else x[finite]
+    stats.crowd = _crowd(known)
+    return _with_moments(stats, known) if moments else stats
 
 
 def _with_moments(stats: ColumnStats, known: npt.NDArray[Any], size: int = 1) -> ColumnStats:
@@ -245,6 +282,7 @@ def _with_moments(stats: ColumnStats, known: npt.NDArray[Any], size: int = 1) ->
 def _describe_time(values: Values, moments: bool, kind: Kind | None) -> ColumnStats:
     day, rest, missing = days(values)
     stats = ColumnStats("time", len(day), int(missing.sum()))
+    stats.crowd = _crowd(rest[~missing] * 24)
     return _with_moments(stats, (day + rest)[~missing]) if moments else stats
 
 

@@ -137,10 +137,11 @@ def test_what_trees_cannot_read_is_named(column: list, kind: Any, message: str) 
             ask()
 
 
-def test_features_of_the_same_name_are_refused_for_trees() -> None:
-    schema = Schema.learn(pd.DataFrame({"v": [[1, 2], [3, 4]], "v_1": [0, 1]}))
-    with pytest.raises(DataError, match=r"features of the same name: \['v_1'\]"):
-        _ = schema.feature_names
+def test_features_of_trees_have_names_of_their_own() -> None:
+    schema = Schema.learn(pd.DataFrame({"v": [[1, 2], [3, 4]], "v_1": [0, 1], "x[0]<1": [0, 1], 7: [1, 2]}))
+    assert schema.feature_labels == ["v_0", "v_1", "v_1_2", "x[0]<1", "7"]
+    assert schema.feature_names == ["v_0", "v_1", "v_1_2", "x(0)\u20391", "7"]
+    assert schema.feature_columns == [0, 0, 1, 2, 3]
 
 
 def test_a_schema_knows_its_columns_by_name() -> None:
