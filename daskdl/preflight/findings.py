@@ -234,7 +234,7 @@ def _many_categories(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "categories",
             "note",
-            f"{name} has about {n:,} different values: the {MAX_CATEGORIES:,} most frequent get a code each, the others "
+            f"{name} has about {n:,} different values: the {MAX_CATEGORIES:,} most frequent get a code each, others "
             f"share {shared_codes(n - MAX_CATEGORIES):,} codes by a hash.",
             "Rare values that share a code are one for the model; values that come later get a shared code, too.",
             f"Group the rare ones; for a network also kinds={{{name!r}: daskdl.Category(top=..., buckets=...)}}.",
