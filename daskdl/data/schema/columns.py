@@ -16,7 +16,7 @@ from daskdl.data.schema.kinds import Category as CategoryKind
 from daskdl.data.schema.kinds import Kind
 from daskdl.data.schema.lookup import Lookup
 from daskdl.data.schema.stats import MAX_CATEGORIES, ColumnStats, crowded
-from daskdl.data.schema.values import Values, days, numbers, plain
+from daskdl.data.schema.values import Values, categories, days, numbers, plain
 from daskdl.errors import DataError
 
 Missing = Literal["impute", "indicator", "refuse"]
@@ -320,6 +320,7 @@ class Category(Column):
 
     def codes(self, values: Values) -> Ints:
         """Integer codes: 0 is missing, or unseen where there are no buckets."""
+        values = categories(values)
         codes = self._lookup(values)
         if self.buckets:
             others = (codes == 0) & is_there(values)
