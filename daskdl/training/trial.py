@@ -17,6 +17,7 @@ from daskdl.errors import DataError
 from daskdl.training.copies import copied
 from daskdl.training.losses import KNOWN, Known, Objective, OwnLoss, TorchLoss, name_of
 from daskdl.training.outputs import by_rows, first_output, what_comes_out
+from daskdl.training.randomness import random_state
 from daskdl.training.tensors import to_tensors
 
 SHIFT = 16.0  # of outputs and labels, to see whether a loss looks at their difference only
@@ -73,8 +74,7 @@ def try_out(module: nn.Module, loss: Any, target: Target, schema: Schema, label:
     """
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError(f"module has no parameters that learn: {module!r}. Add a layer, or set requires_grad.")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with random_state(0):
         return _Trying(copied(module), loss, target, schema, label, weighted).trial()
 
 
