@@ -17,8 +17,8 @@ from daskdl.clients import how_to_get_one
 from daskdl.data.encoders import Encoder, encode_piece
 from daskdl.data.extras import Columns, Extras, check_extras
 from daskdl.data.frame import LABEL, NO_TARGET, Frame, is_lazy, no_such_column, source_label
-from daskdl.data.joining import joined
-from daskdl.data.looking import Asked, Look, look_at, look_at_source, merge_looks, refused
+from daskdl.data.joining import joined, label_twin
+from daskdl.data.looking import Asked, Look, look_at, look_at_source, merge_looks, refuse_copy, refused
 from daskdl.data.queries import cut_between_queries, scattered, shuffled_by_query, sorted_by_query
 from daskdl.data.schema import ColumnStats, Kinds, Missing, Schema
 from daskdl.data.schema.target import Target
@@ -167,15 +167,17 @@ def read_rows(
     DataError
         For anything that cannot be learned from; see ``Schema`` and ``Target``.
     """
-    asked = Asked(LABEL, weight, classes, moments, kinds or {})
+    kinds = {str(name): kind for name, kind in (kinds or {}).items()}
+    asked = Asked(LABEL, None if weight is None else str(weight), classes, moments, kinds)
     if isinstance(X, Source):
         provenance = [name for name in X.provenance if name not in asked.kinds]
         asked = replace(asked, extras=source_extras(X, extras or {}), provenance=provenance)
         asked = replace(asked, label=source_labels(X, y, several))
         _check_weight(X.names, asked)
         return _rows_of_source(X, asked, client)
-    frame, label, columns = joined(X, y, kinds or {}, extras, several)
-    asked = replace(asked, label=label, extras=columns)
+    frame, label, columns = joined(X, y, kinds, extras, several)
+    twin = label_twin(y, frame.columns)
+    asked = replace(asked, label=label, extras=columns, twin=twin)
     _check_weight(list(frame.columns), asked)
     query = columns["qid"][0] if "qid" in columns else None
     if query is not None and not is_lazy(frame):
@@ -232,6 +234,7 @@ def source_extras(X: Source, extras: Extras) -> Columns:
 def _rows(pieces: list[Any], looks: list[Look], asked: Asked, client: Client | None, **more: Any) -> Rows:
     stats, label, extras = merge_looks(looks)
     check_extras(extras)
+    refuse_copy(looks, asked.twin)
     names = {"label_name": asked.label, "weight_name": asked.weight, "extras": asked.extras}
     return Rows(pieces, looks, stats, label, client, **names, **more)
 

@@ -6,14 +6,26 @@ import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import dask
+import dask.dataframe as dd
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
 from daskdl.clients import current_client
-from daskdl.data.frame import NO_TARGET, as_frame, is_lazy, label_column, source_label
+from daskdl.data.frame import (
+    NO_TARGET,
+    array_like,
+    has_text_names,
+    label_column,
+    names_column,
+    read_frame,
+    source_label,
+    to_pandas,
+)
 from daskdl.data.joining import label_names
+from daskdl.data.lazy_objects import with_objects
 from daskdl.data.rows import Rows, learn, read_rows
 from daskdl.data.schema import Schema
 from daskdl.data.schema.target import Target
@@ -87,7 +99,7 @@ class DaskEstimator(BaseEstimator):
         self.schema_, self.target_ = learn(rows, name, classes=classes, missing=self.missing, kinds=kinds)
         self.n_features_in_ = len(self.schema_.columns)
         self.__dict__.pop("feature_names_in_", None)
-        if (hasattr(X, "columns") or rows.source is not None) and all(isinstance(n, str) for n in self.schema_.names):
+        if has_text_names(X):
             self.feature_names_in_ = np.array(self.schema_.names, dtype=object)
         if classes:
             self.classes_ = self.target_.classes
@@ -126,8 +138,7 @@ class DaskEstimator(BaseEstimator):
     def _predict(self, X: Any, what: str) -> Any:
         check_is_fitted(self, "model_")
         aside = [n for n in X.provenance if n not in self.schema_.names] if isinstance(X, Source) else []
-        X = self._with_fit_names(X)
-        return predict(self._predictor(), X, what, aside)
+        return array_like(X, predict(self._predictor(), self._with_fit_names(X), what, aside))
 
     def _predictor(self) -> Predictor:
         return Predictor(self.model_, self.schema_, self.target_, type(self)._outputs, self.target_.names)
@@ -152,9 +163,9 @@ class DaskEstimator(BaseEstimator):
         """An array has no names: it must have as many columns as in fit, and gets their names."""
         if isinstance(X, Source):
             return self._read_lazily(X)
-        X = self._without_weights(X)
-        frame = as_frame(X)
-        if not hasattr(X, "columns"):
+        frame, names = read_frame(X, getattr(self, "kinds", None))
+        frame = self._without_weights(frame)
+        if names is None:
             if len(frame.columns) != self.n_features_in_:
                 raise ValueError(
                     f"X has {len(frame.columns)} features, but {type(self).__name__} is expecting "
@@ -271,16 +282,12 @@ class DaskRegressor(RegressorMixin, DaskEstimator):
 
 
 def _compared(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
-    import dask
-
     if y is None:
         raise ValueError(f"score {NO_TARGET}")
     check_is_fitted(estimator, "model_")
     if isinstance(X, Source):
-        name = source_label(X, y)
-        return dask.compute(X.to_dask()[name], estimator.predict(X))
-    elif isinstance(y, str):
+        y = X.to_dask()[source_label(X, y)]
+    elif names_column(X, y):
         X, y = label_column(X, y)
-    if is_lazy(X):
-        return dask.compute(y, estimator.predict(X))
-    return y, estimator.predict(X)
+    y, found = dask.compute(with_objects(y) if isinstance(y, dd.Series) else y, estimator.predict(X))
+    return estimator.target_.known(to_pandas(y)), found

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from daskdl.data.schema.stats import MAX_CATEGORIES, ColumnStats, crowded
-from daskdl.data.schema.values import Values, days, numbers, plain
+from daskdl.data.schema.values import Values, categories, days, numbers, plain
 from daskdl.errors import DataError
 
 Missing = Literal["impute", "indicator", "refuse"]
@@ -311,7 +311,7 @@ class Category(Column):
 
     def codes(self, values: Values) -> Ints:
         """Integer codes: 0 is missing or unseen."""
-        return self._lookup(values)
+        return self._lookup(categories(values))
 
     @cached_property
     def _lookup(self) -> Lookup:

@@ -11,7 +11,9 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from daskdl.data.schema.values import TIMES, is_list, is_missing
+from daskdl.data.schema.lists import is_list
+from daskdl.data.schema.objects import TIMES, holds_text_only, is_missing
+from daskdl.data.schema.values import Values
 from daskdl.errors import DataError
 
 KINDS = ("number", "category", "time", "array", "ragged", "image", "text")
@@ -44,7 +46,9 @@ class Array:
 
 @dataclass(frozen=True)
 class Image:
-    """Compressed images (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM), decoded and resized once per batch to uint8 of shape (channels, height, width).
+    """Compressed images, decoded and resized once per batch to uint8 of shape (channels, height, width).
+
+    PNG, JPEG, WebP, TIFF, BMP, GIF and PPM are read.
 
     Parameters
     ----------
@@ -125,7 +129,7 @@ def kind_name(kind: Kind) -> str:
 def column_kind(name: Any, dtype: Any) -> str:
     """Say how a column of this pandas or pyarrow type is read, as far as the type tells.
 
-    Object columns count as categories here: their values are looked at in ``describe``.
+    Object columns count as categories here: their values are looked at in ``kind_of``.
 
     Raises
     ------
@@ -139,6 +143,8 @@ def column_kind(name: Any, dtype: Any) -> str:
     """
     if isinstance(dtype, pd.ArrowDtype):
         dtype = dtype.pyarrow_dtype
+    if isinstance(dtype, pd.SparseDtype):
+        dtype = dtype.subtype
     if pd.api.types.is_complex_dtype(dtype):
         raise DataError(
             f"Complex data not supported: column {name!r} has dtype {dtype}. Give its real and imaginary parts as two "
@@ -148,10 +154,36 @@ def column_kind(name: Any, dtype: Any) -> str:
     if kind is None:
         raise DataError(
             f"column {name!r} has dtype {dtype}; a feature must be a number, a boolean, a category (strings are read "
-            "as categories), a date, a duration, a list or an array of numbers, or an encoded image. Turn it into one "
-            "of these, or leave the column out."
+            "as categories), a date, a duration, a time of day, a list or an array of numbers, or an encoded image. "
+            "Turn it into one of these, or leave the column out."
         )
     return kind
+
+
+def kind_of(name: Any, dtype: Any, values: Values) -> str:
+    """Say how a column is read: by its type, and by its values if they are Python objects.
+
+    Parameters
+    ----------
+    name : hashable
+        For messages.
+    dtype : pandas or pyarrow type
+    values : array
+        What ``values.plain`` made of the column.
+
+    Raises
+    ------
+    DataError
+        Nothing a model can read, or text and something else.
+    """
+    if not _is_object(dtype):
+        return column_kind(name, dtype)
+    kind = values.type if isinstance(values, pa.Array) else values.dtype
+    return object_kind(name, values) if _is_object(kind) else column_kind(name, kind)
+
+
+def _is_object(dtype: Any) -> bool:
+    return isinstance(dtype, np.dtype) and dtype.kind == "O"
 
 
 def _pandas_kind(dtype: Any) -> str | None:
@@ -177,7 +209,9 @@ def _arrow_kind(kind: pa.DataType) -> str | None:
         return "category"
     if t.is_null(kind):
         return "category"
-    if t.is_boolean(kind) or t.is_integer(kind) or t.is_floating(kind) or t.is_decimal(kind) or t.is_duration(kind):
+    if t.is_boolean(kind) or t.is_integer(kind) or t.is_floating(kind) or t.is_decimal(kind):
+        return "number"
+    if t.is_duration(kind) or t.is_time(kind):
         return "number"
     if t.is_timestamp(kind) or t.is_date(kind):
         return "time"
@@ -197,8 +231,14 @@ def _arrow_list_kind(kind: pa.DataType) -> str | None:
     return "array" if pa.types.is_fixed_size_list(kind) else "ragged"
 
 
-def object_kind(values: npt.NDArray[np.object_]) -> str:
-    """Kind of an object column by the first value that is there."""
+def object_kind(name: Any, values: npt.NDArray[np.object_]) -> str:
+    """Kind of objects that are no numbers, by the first value that is there; all must be text if that one is.
+
+    Raises
+    ------
+    DataError
+        There is text, and something else.
+    """
     found = next((v for v in values if not is_missing(v)), None)
     if isinstance(found, (list, tuple, np.ndarray, dict)):
         return "array"
@@ -206,4 +246,13 @@ def object_kind(values: npt.NDArray[np.object_]) -> str:
         return "image"
     if isinstance(found, TIMES):
         return "number" if hasattr(found, "total_seconds") or isinstance(found, np.timedelta64) else "time"
+    if found is not None and not holds_text_only(values):
+        odd = next((v for v in values if not isinstance(v, str) and not is_missing(v)), found)
+        text = next((v for v in values if isinstance(v, str)), None)
+        raise DataError(
+            f"column {name!r} is an object column that is no category: it holds {type(odd).__name__} values such as "
+            f"{str(odd)[:60]!r}{'' if text is None else f' beside text such as {text[:60]!r}'}, which cannot be read "
+            "as one kind. Turn all into numbers, pd.to_numeric(column, errors='coerce'), or all into text, "
+            "column.astype(str), or leave it out."
+        )
     return "category"

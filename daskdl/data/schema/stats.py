@@ -13,9 +13,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from daskdl.data.schema.kinds import Kind, column_kind, kind_name, object_kind
+from daskdl.data.schema.kinds import Kind, kind_name, kind_of
+from daskdl.data.schema.lists import Lists, lists
+from daskdl.data.schema.objects import is_missing
 from daskdl.data.schema.pictures import check_whole, image_shape
-from daskdl.data.schema.values import Lists, Values, blobs, days, is_missing, lists, numbers, plain, strings
+from daskdl.data.schema.values import Values, blobs, categories, days, numbers, plain, strings
 from daskdl.errors import DataError
 
 MAX_CATEGORIES = 10_000
@@ -187,9 +189,7 @@ def describe(column: Any, moments: bool = True, kind: Kind | None = None, name: 
     name = getattr(column, "name", name)
     dtype = column.dtype if isinstance(column, pd.Series) else getattr(column, "type", None)
     values = plain(column)
-    found = kind_name(kind) if kind is not None else column_kind(name, dtype)
-    if kind is None and not isinstance(values, pa.Array) and values.dtype == object:
-        found = object_kind(values)
+    found = kind_of(name, values.dtype if dtype is None else dtype, values) if kind is None else kind_name(kind)
     try:
         return _DESCRIBE[found](values, moments, kind)
     except DataError as error:
@@ -199,7 +199,7 @@ def describe(column: Any, moments: bool = True, kind: Kind | None = None, name: 
 
 
 def _unreadable(name: Any, dtype: Any, values: Values, found: str, kind: Kind | None, error: Exception) -> DataError:
-    if kind is None and found in ("category", "array") and not isinstance(values, pa.Array):
+    if kind is None and found == "array" and not isinstance(values, pa.Array):
         odd = next((v for v in values if not isinstance(v, (str, bool, int, float, np.generic, type(None)))), None)
         return DataError(
             f"column {name!r} is an object column that is no category: it holds {type(odd).__name__} values such as "
@@ -213,12 +213,9 @@ def _unreadable(name: Any, dtype: Any, values: Values, found: str, kind: Kind | 
 
 
 def _describe_category(values: Values, moments: bool, kind: Kind | None) -> ColumnStats:
+    values = categories(values)
     if isinstance(values, pa.Array):
         return _arrow_categories(values)
-    if values.dtype == object:
-        odd = next((v for v in values if not isinstance(v, (str, bool, int, float, np.generic, type(None)))), None)
-        if odd is not None and not pd.api.types.is_scalar(odd):
-            raise TypeError(f"a {type(odd).__name__} is no single value")
     series = pd.Series(values)
     counts = series.value_counts(dropna=True)
     found = {v.item() if isinstance(v, np.generic) else v: int(n) for v, n in counts.items()}
