@@ -128,13 +128,14 @@ class Job:
         self.facts = facts_of_rows(rows, self.workers, batch_size)
         self._digests = rows.source.fingerprint if rows.source is not None else [look.digest for look in rows.looks]
         self.epochs = epochs
-        encoder = TensorEncoder(schema, target, rows.label_name, rows.weight_name, rows.extras)
+        labels = None if rows.label_name is None else target
+        encoder = TensorEncoder(schema, labels, rows.label_name, rows.weight_name, rows.extras)
         self._shards = [Shards(rows, encoder, self.order, epochs, self.workers, picks)]
         self._validation_order = None
         if validation is not None:
             size = min(validation.n_rows, VALIDATION_ROWS * self.world_size)
             self._validation_order = SampleOrder(validation.counts, size, seed, **validation.layout(size))
-            encoder = TensorEncoder(schema, target, validation.label_name, extras=validation.extras)
+            encoder = TensorEncoder(schema, labels, validation.label_name, extras=validation.extras)
             self._shards.append(Shards(validation, encoder, self._validation_order, 0, self.workers))
 
     @property
