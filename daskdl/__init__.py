@@ -28,6 +28,7 @@ _NAMES = {
     "Image": "data.schema",
     "Text": "data.schema",
     "Array": "data.schema",
+    "Category": "data.schema",
     "SampleOrder": "data.order",
     "Source": "data.sources.base",
     "ParquetSource": "data.sources.parquet",

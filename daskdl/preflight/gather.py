@@ -226,7 +226,8 @@ class Gathering:
 
     def _take(self, seen: Seen) -> None:
         facts = self.facts
-        facts.looked, facts.whole = seen.looked, facts.exact and facts.rows == seen.rows
+        facts.looked = seen.looked
+        facts.whole = facts.exact and seen.label is not None and facts.rows == seen.label.n
         facts.refused = {**facts.refused, **seen.refused}
         facts.kinds = {**facts.kinds, **{name: stats.kind for name, stats in seen.columns.items()}}
         facts.kinds = {name: kind for name, kind in facts.kinds.items() if name not in facts.refused}
@@ -249,9 +250,10 @@ class Gathering:
 
     def _look_at_last(self) -> None:
         last = self._candidates()[-1] if self.facts.columns else self.first
-        if last is None or last == self.first:
+        if last is None or (last == self.first and not self._has_more(last)):
             return
-        seen: Seen = self._ask(look, self._piece(last), self.label, self.facts.label_name, LOOK_SECONDS)
+        piece = (*self._piece(last), True) if isinstance(self.data, Source) else self._piece(last)
+        seen: Seen = self._ask(look, piece, self.label, self.facts.label_name, LOOK_SECONDS)
         self._counted({last: seen.rows})
         if not seen.rows:
             return
@@ -262,6 +264,11 @@ class Gathering:
             facts.sorted_by_label = facts.task == "classes" and sorted_by_label([facts.label, seen.label])
             facts.label = facts.label.merge(seen.label)
             facts.label_refused = label_refused(facts.label_name, facts.label, facts.task)
+
+    def _has_more(self, group: int) -> bool:
+        """Whether a group of a source has rows that were not looked at."""
+        seen = self.facts.label.n if self.facts.label is not None else 0
+        return isinstance(self.data, Source) and int(self.data.counts[group]) > seen
 
     def _count_some(self) -> None:
         """Count rows of a few more partitions: filters and joins leave partitions that differ."""

@@ -56,7 +56,7 @@ class Seen:
 
 
 def look(piece: Any, label: Any = LABEL, label_name: Any = None, seconds: float = 2.0) -> Seen:
-    """Look at a frame, or at the first rows of a group given as (source, group).
+    """Look at a frame, or at the first rows of a group: (source, group), or at the last: (source, group, True).
 
     Parameters
     ----------
@@ -104,11 +104,13 @@ def rows_of(piece: Any) -> tuple[pd.DataFrame, int]:
     if not isinstance(piece, tuple):
         frame = to_pandas(piece)
         return frame, len(frame)
-    source, group = piece
+    source, group, *end = piece
     n = int(source.counts[group])
-    most = most_rows(round(source.row_bytes / 8))
-    chunks = [to_frame(chunk) for chunk in source.read(group, 0, min(n, most))]
-    return (pd.concat(chunks, ignore_index=True) if chunks else source.head(0)), n
+    most = min(n, most_rows(round(source.row_bytes / 8)))
+    first = n - most if end else 0
+    chunks = [to_frame(chunk) for chunk in source.read(group, first, first + most)]
+    frame = pd.concat(chunks, ignore_index=True) if chunks else source.head(0)
+    return frame.set_axis(pd.RangeIndex(first, first + len(frame))), n
 
 
 def _place(piece: Any, sample: pd.DataFrame, row: int) -> str:

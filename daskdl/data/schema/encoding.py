@@ -50,7 +50,7 @@ def learn_column(name: Any, stats: ColumnStats, missing: Missing, kind: Kind | N
             "turn the loss into NaN. Replace them, for example df.replace([np.inf, -np.inf], np.nan)."
         )
     learn: Any = getattr(COLUMNS[wanted], "learn")  # noqa: B009
-    return learn(name, stats, kind) if wanted in ("array", "image", "text") else learn(name, stats)
+    return learn(name, stats, kind) if wanted in ("array", "category", "image", "text") else learn(name, stats)
 
 
 def _refuse_written_objects(name: Any, stats: ColumnStats) -> None:

@@ -16,6 +16,7 @@ from daskdl.data.schema.objects import TIMES, holds_text_only, is_missing
 from daskdl.data.schema.values import Values
 from daskdl.errors import DataError
 
+MAX_TOP = 20_000  # values that are counted, and may have a code of their own
 KINDS = ("number", "category", "time", "array", "ragged", "image", "text")
 
 
@@ -48,7 +49,7 @@ class Array:
 class Image:
     """Compressed images, decoded and resized once per batch to uint8 of shape (channels, height, width).
 
-    PNG, JPEG, WebP, TIFF, BMP, GIF and PPM are read.
+    They are PNG, JPEG, WebP, TIFF, BMP, GIF or PPM. Of 16 bits the higher eight are kept.
 
     Parameters
     ----------
@@ -101,7 +102,41 @@ class Text:
             raise ValueError(f"max_length must be at least 1 token, got {self.max_length}")
 
 
-Kind = str | Array | Image | Text
+@dataclass(frozen=True)
+class Category:
+    """Values of a set: the most frequent ones get a code each, all others share some, by a hash.
+
+    A column of at most 10,000 different values needs none of this: each has its code. The hash is the same everywhere
+    ("hashing trick", Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", 2009), also for values
+    that training did not see.
+
+    Parameters
+    ----------
+    top : int, optional
+        Values with a code of their own, at most; by default 10,000.
+    buckets : int, optional
+        Codes that the others share; 0 makes them one with missing values. By default as many as there are others, from
+        256 to 32,768.
+
+    Examples
+    --------
+    >>> Category(top=100, buckets=64)
+    Category(top=100, buckets=64)
+    """
+
+    top: int | None = None
+    buckets: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, most in (("top", MAX_TOP), ("buckets", 2**20)):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= most:
+                raise ValueError(f"{name} must be from 0 to {most:,}, got {value!r}")
+        if self.top == 0 and self.buckets == 0:
+            raise ValueError("top=0 and buckets=0 leave no category; give one of them")
+
+
+Kind = str | Array | Image | Text | Category
 
 
 def kind_name(kind: Kind) -> str:
@@ -118,8 +153,10 @@ def kind_name(kind: Kind) -> str:
     ('image', 'number')
     """
     name = kind if isinstance(kind, str) else type(kind).__name__.lower()
-    if name not in KINDS or not isinstance(kind, (str, Array, Image, Text)):
-        raise ValueError(f"a kind must be one of {', '.join(map(repr, KINDS))}, Array, Image or Text; got {kind!r}")
+    if name not in KINDS or not isinstance(kind, (str, Array, Image, Text, Category)):
+        raise ValueError(
+            f"a kind must be one of {', '.join(map(repr, KINDS))}, Array, Image, Text or Category; got {kind!r}"
+        )
     return name
 
 

@@ -111,7 +111,8 @@ class Schema:
         missing : {"impute", "indicator", "refuse"}
         kinds : dict, optional
             How columns are read that are not what their type says: ``"number"``, ``"category"``, ``"time"``,
-            ``"array"``, ``"ragged"``, ``"image"``, ``"text"``, ``Array(28, 28)``, ``Image(224, 224)``, ``Text()``.
+            ``"array"``, ``"ragged"``, ``"image"``, ``"text"``, ``Array(28, 28)``, ``Image(224, 224)``, ``Text()``,
+            ``Category(top=1000)``.
 
         Raises
         ------
@@ -189,7 +190,7 @@ class Schema:
     @property
     def cardinalities(self) -> list[int]:
         """Codes of each category column, 0 included: the number of rows its embedding needs."""
-        return [len(c.categories) + 1 for c in self.category_columns]
+        return [c.n_codes for c in self.category_columns]
 
     @property
     def feature_names(self) -> list[str]:

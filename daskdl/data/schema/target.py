@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from daskdl.data.schema.columns import Lookup
+from daskdl.data.schema.lookup import Lookup
 from daskdl.data.schema.stats import ColumnStats
 from daskdl.data.schema.values import categories, numbers, plain
 from daskdl.errors import DataError
