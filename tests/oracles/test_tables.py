@@ -173,7 +173,9 @@ def test_in_files(table: tuple[pd.DataFrame, dict[str, list[Any]]], group: int, 
     for_dask = not isinstance(frame.index, pd.MultiIndex) and not named_range  # Dask cannot read these files
     with TemporaryDirectory() as folder, dask.config.set({"scheduler": "sync", "dataframe.convert-string": False}):
         with warnings.catch_warnings(action="ignore"):  # Dask calls pandas in old ways
-            if by_dask and for_dask and not (frame.dtypes == object).any():  # of which it would write the text
+            if (
+                by_dask and for_dask and not len(frame.select_dtypes(object).columns)
+            ):  # of which it would write the text
                 dd.from_pandas(frame, npartitions=2, sort=False).to_parquet(folder)
             else:
                 frame.to_parquet(f"{folder}/rows.parquet", row_group_size=group)
