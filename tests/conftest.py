@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client
+from ranks_at_hand import RanksAtHand, ranks_at_hand
 
 from daskdl.tracking import mlflow_client
 from daskdl.tracking.run import Run, set_root
@@ -71,6 +72,13 @@ def started_runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 
     monkeypatch.setattr(Run, "start", classmethod(remembering))
     return found
+
+
+@pytest.fixture(scope="session")
+def at_hand() -> Iterator[RanksAtHand]:
+    """Three processes that are ranks without a cluster, started once."""
+    with ranks_at_hand() as ranks:
+        yield ranks
 
 
 @pytest.fixture(scope="session")

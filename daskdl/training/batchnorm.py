@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class GlobalForward:
         return GlobalForward(copy.deepcopy(self.layer, memo), self.share)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MethodType, (_plain_forward(self.layer), self.layer)
+        return partial, (_plain_forward(self.layer), self.layer)
 
 
 def _plain_forward(layer: _BatchNorm) -> Any:
