@@ -31,7 +31,7 @@ class GlobalForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer does to its input."""
         forward = _plain_forward(self.layer)
-        if not self.layer.training or dist.get_world_size() == 1:
+        if not (self.layer.training and dist.is_initialized()):
             return forward(self.layer, *args, **kwargs)
         with _GlobalStatistics(self.share()):
             return forward(self.layer, *args, **kwargs)

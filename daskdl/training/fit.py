@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from daskdl.training.context import Context, to_cpu
+from daskdl.training.context import Context
 from daskdl.training.evaluation import evaluate
 from daskdl.training.losses import Objective
-from daskdl.training.tensors import TensorBatch
+from daskdl.training.tensors import TensorBatch, to_cpu
 
 
 @dataclass(frozen=True)

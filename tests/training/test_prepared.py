@@ -174,10 +174,11 @@ def test_other_loops_do_not_depend_on_the_number_of_ranks_either(
 
 def test_nothing_is_left_on_a_module_and_copies_are_whole(at_hand: RanksAtHand) -> None:
     def loop(context: Any) -> Any:
+        torch.manual_seed(0)
         before = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.SyncBatchNorm(4), nn.Linear(4, 1))
         keys = list(before.state_dict())
         model = context.prepare(before)
-        train(context, [model], lambda part: model(part.x))
+        train(context, [model], lambda part: model(part.x), optimizer=torch.optim.SGD)
         twin = copy.deepcopy(model)
         assert twin.module is twin and twin[1].forward.layer is twin[1]
         with torch.no_grad():
@@ -327,6 +328,11 @@ def test_an_optimizer_of_modules_that_nobody_prepared_is_refused_unless_it_is_of
     assert at_hand(n, loop, DATA, True) == [8] * n
     with pytest.raises(ValueError, match=r"SGD trains parameters of shape .* \(nothing was\)"):
         at_hand(n, loop, DATA, False)
+
+
+def test_ranks_that_prepare_different_modules_are_told(at_hand: RanksAtHand) -> None:
+    with pytest.raises(ValueError, match="ranks prepared different modules as 'model': here a Linear with 2"):
+        at_hand(2, refused(lambda context: context.prepare(nn.Linear(3, 1 + context.rank))), DATA)
 
 
 def accumulating(context: Any, ends: int) -> Any:
