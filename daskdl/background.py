@@ -9,8 +9,8 @@ import sys
 from contextlib import suppress
 
 from daskdl.cluster import connect
-from daskdl.tracking.folder import Folder
-from daskdl.tracking.run import reserve, set_root
+from daskdl.tracking.folder import Folder, set_root
+from daskdl.tracking.recording import reserve
 from daskdl.tracking.writer import writer
 from daskdl.training.following import SESSION_FILE
 
@@ -29,7 +29,7 @@ def main() -> None:
     session = {"address": client.scheduler.address, "dashboard": client.dashboard_link, "pid": os.getpid()}
     folder.write(SESSION_FILE, json.dumps(session).encode())
     try:
-        function, args = pickle.loads(job)
+        function, args = job.open()
         function(*args)
     finally:
         writer.flush(FLUSH_SECONDS)  # who finds no session looks for the run where runs are kept

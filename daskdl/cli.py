@@ -73,7 +73,7 @@ def _runs(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from daskdl.tracking.run import runs
+    from daskdl.run import runs
 
     frame = runs(args.root)
     table = Table("id", "name", "algorithm", "state", "started", "seconds")

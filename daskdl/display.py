@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from daskdl.tracking import summary
 from daskdl.tracking.card import html_card
-from daskdl.tracking.record import RunRecord
-from daskdl.tracking.run import ENDED, Run, outcome
+from daskdl.tracking.record import ENDED, RunRecord, outcome
+from daskdl.tracking.recording import Recording
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,14 +26,14 @@ UPDATES_PER_SECOND = 4
 
 
 @contextmanager
-def live(run: Run, verbose: int = 1) -> Iterator[None]:
+def live(run: Recording, verbose: int = 1) -> Iterator[None]:
     """Show a run while the block runs, and how it ended afterwards.
 
     It may stand inside or outside of ``with run``: how the block ends is shown even if the run does not know yet.
 
     Parameters
     ----------
-    run : Run
+    run : Recording
     verbose : int, default 1
         0 shows nothing.
 
@@ -58,7 +58,7 @@ def live(run: Run, verbose: int = 1) -> Iterator[None]:
             seen.append(_ended(run.record, error))
 
 
-def following(run: Run, verbose: int = 1) -> AbstractContextManager[None]:
+def following(run: Recording, verbose: int = 1) -> AbstractContextManager[None]:
     """Show a run of another process while the block runs."""
     return _display(lambda: run.record, run.folder, verbose)
 

@@ -17,8 +17,9 @@ import pytest
 from distributed import Client
 from ranks_at_hand import RanksAtHand, ranks_at_hand
 
+from daskdl.run import Run
 from daskdl.tracking import mlflow_client
-from daskdl.tracking.run import Run, set_root
+from daskdl.tracking.folder import set_root
 
 # before torch is imported: two processes of tests share the cores, and threads that wait would spin
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

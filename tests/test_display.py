@@ -11,14 +11,14 @@ from rich.console import Console
 
 from daskdl.display import _bar, live
 from daskdl.errors import DataError
+from daskdl.run import Run
 from daskdl.tracking import summary
 from daskdl.tracking.card import html_card
-from daskdl.tracking.run import Run
 
 SCRIPT = """
 import sys, time
 from daskdl.display import live
-from daskdl.tracking.run import Run
+from daskdl.run import Run
 with Run.start("flights", "torch", {}, total_steps=100, root=sys.argv[1]) as run, live(run):
     for step in range(1, 61):
         run.log(step, train_loss=1 / step, rows_per_s=3.2e6)
@@ -122,7 +122,7 @@ def outputs(tmp_path_factory):
     setup = f"""
 import time
 from daskdl.display import live
-from daskdl.tracking.run import Run
+from daskdl.run import Run
 def fit(error=None, verbose=1):
     with Run.start("flights", "torch", {{"lr": 0.1}}, root={str(tmp_path_factory.mktemp("runs"))!r}) as run:
         with live(run, verbose=verbose):

@@ -9,7 +9,7 @@ import pkgutil
 import pytest
 
 import daskdl
-from daskdl.tracking.writer import writer
+from daskdl.tracking.mirror import copier
 
 SKIPPED = ("daskdl.cluster.warm",)  # changes the process that imports it: it is the fork server's
 MODULES = sorted(m.name for m in pkgutil.walk_packages(daskdl.__path__, "daskdl.") if m.name not in SKIPPED)
@@ -18,5 +18,5 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages(daskdl.__path__, "daskdl.
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str) -> None:
     module = importlib.import_module(name)
-    writer.flush(60.0)  # its thread may import MLflow, and linecache, which doctest asks, does not expect that
+    copier.flush(60.0)  # its thread may import MLflow, and linecache, which doctest asks, does not expect that
     assert doctest.testmod(module).failed == 0

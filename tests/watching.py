@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any
 
-from daskdl.tracking.run import Run
+from daskdl.run import Run
 
 
 def when_at(runs: list[Run], step: int, act: Any, number: int = 0) -> threading.Thread:

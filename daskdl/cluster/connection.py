@@ -116,7 +116,7 @@ def connect(
         client = _join(where, timeout, security)
     current_client(client)  # says what is wrong with one that was given
     if runs is not None:
-        from daskdl.tracking.run import set_root
+        from daskdl.tracking.folder import set_root
 
         set_root(runs)
     _add_page(client)

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import dask
 from bokeh.core.properties import without_property_validation
@@ -186,16 +186,11 @@ class Pane(Watcher):
         self.empty.text = style.notice(self.panel.words if scene.records and self.panel.words else style.EMPTY)
 
 
-def documents(scheduler: Scheduler) -> dict[str, Callable[[Document], None]]:
-    """Return, by address, what draws each page into a new Bokeh document.
+def documents(scheduler: Scheduler, records: Records) -> dict[str, Callable[[Document], None]]:
+    """Return, by the end of its address, what draws each page into a new Bokeh document.
 
     They have no navigation bar of Dask's, as they are panes of JupyterLab too, which labels them by their address.
     """
-    from daskdl.dashboard.plugin import NAME, URL, TrainingPlugin
-
-    def records() -> Mapping[str, RunRecord]:
-        return cast(TrainingPlugin, scheduler.plugins[NAME]).records
-
     say = partial(scheduler.log_event, TOPIC)
     kill = partial(kill_a_worker, scheduler)
     allowed = lambda: kill if dask.config.get(KILL_BUTTON, False) else None  # noqa: E731
@@ -209,7 +204,7 @@ def documents(scheduler: Scheduler) -> dict[str, Callable[[Document], None]]:
         "-signals": lambda: Pane(records, panels.signals()),
         "-runs": lambda: Pane(records, panels.Runs(say, allowed()), key=False),
     }
-    return {URL + part: partial(_draw, make) for part, make in pages.items()}
+    return {part: partial(_draw, make) for part, make in pages.items()}
 
 
 @log_errors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
@@ -64,6 +64,10 @@ class TrainingPlugin(SchedulerPlugin):
             del self.records[next(ended, next(iter(self.records)))]
 
 
+def _records(scheduler: Scheduler) -> dict[str, RunRecord]:
+    return cast(TrainingPlugin, scheduler.plugins[NAME]).records
+
+
 def add_page(scheduler: Scheduler) -> None:
     """Serve the page and its panels on a scheduler that already runs; once, however often called.
 
@@ -81,7 +85,8 @@ def add_page(scheduler: Scheduler) -> None:
     server = next(servers, None)
     if server is None or URL in server.app_paths:
         return
-    for url, draw in documents(scheduler).items():
+    for part, draw in documents(scheduler, lambda: _records(scheduler)).items():
+        url = URL + part
         _serve(server, url, draw, [url, MENU_URL] if url == URL else [url])
     menu = template_variables(scheduler)["plots"]
     menu.append({"url": MENU_URL.strip("/"), "name": TITLE})

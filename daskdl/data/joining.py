@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import dask.array as da
@@ -13,8 +12,20 @@ import numpy as np
 import pandas as pd
 from dask.dataframe.dask_expr._expr import are_co_aligned
 
-from daskdl.data.extras import Columns, Extras, column_names
-from daskdl.data.frame import Frame, as_frame, is_lazy, label_column, no_such_column, to_pandas
+from daskdl.data.extras import ROLES, Columns, Extras, column_names
+from daskdl.data.frame import (
+    Frame,
+    as_frame,
+    has_column,
+    is_lazy,
+    is_name,
+    names_column,
+    taken_column,
+    to_pandas,
+    with_text_names,
+)
+from daskdl.data.given import rows_as_frame
+from daskdl.data.lazy_objects import with_objects
 from daskdl.data.schema import Kinds
 from daskdl.errors import DataError
 
@@ -63,44 +74,56 @@ def joined(
         Rows that do not belong together, as far as that is known before they are computed.
     """
     parts: dict[str, Any] = {}
-    for role, values in (extras or {}).items():
-        X, parts[role] = _taken(X, values, partial(extra_column, role))
-    X, y = _taken(X, y, label_column)
+    cut = X.chunks[0] if isinstance(X, da.Array) else None
+    X = rows_as_frame(X)
+    taken: list[str] = []
+    for role, values in {**(extras or {}), LABEL_ROLE: y}.items():
+        if values is not None:
+            parts[role], names = _taken(X, role, values)
+            taken += names
+    if taken:
+        X = with_text_names(X).drop(columns=list(dict.fromkeys(taken)))
     X = as_frame(X, kinds)
-    if y is not None:
-        parts[LABEL_ROLE] = y
+    if cut is not None:
+        parts = {role: _cut_alike(values, cut) for role, values in parts.items()}
     X = X if is_lazy(X) else to_pandas(X)
     part_of = _lazy_part if is_lazy(X) else _part
-    found = {role: part_of(X, role, values, role != LABEL_ROLE or several) for role, values in parts.items()}
+    many = {role for role in parts if (several if role == LABEL_ROLE else ROLES[role].several)}
+    found = {role: part_of(X, role, values, role in many) for role, values in parts.items()}
     columns = {role: tuple(column_names(role, part.width)) for role, part in found.items()}
     frame = _beside_lazy(X, found, columns) if is_lazy(X) else _beside(X, found, columns)
     label = columns.pop(LABEL_ROLE, (None,))
     return frame, label[0] if len(label) == 1 else list(label), columns
 
 
-def _taken(X: Any, values: Any, column: Callable[[Any, Any], tuple[Any, Any]]) -> tuple[Any, Any]:
-    """Take a column out of ``X`` that is given by its name, or some."""
-    if isinstance(values, str):
-        return column(X, values)
-    names = list(getattr(X, "columns", ()))
-    if isinstance(values, list) and values and all(isinstance(v, str) and v in names for v in values):
-        return X.drop(columns=values), X[values]
-    return X, values
+def _taken(X: Any, role: str, values: Any) -> tuple[Any, list[str]]:
+    """Return what has a role, and the columns of ``X`` that it is: one that is given by its name, or some."""
+    if names_column(X, values):
+        found = taken_column(f"{role} column", X, values, _word(role))[1]
+        return found, [found.name]
+    if isinstance(values, list) and values and all(has_column(X, v) for v in values):
+        names = list(map(str, values))
+        return with_text_names(X)[names], names
+    return values, []
 
 
-def extra_column(role: str, X: Any, name: str) -> tuple[Any, Any]:
-    """Split a frame into features and the column called ``name`` that holds a role."""
-    columns = list(getattr(X, "columns", ()))
-    if name not in columns:
-        raise DataError(no_such_column(f"{role} column", name, columns, role))
-    return X.drop(columns=[name]), X[name]
+def _cut_alike(values: Any, cut: tuple[Any, ...]) -> Any:
+    """Cut a Dask array into the pieces of another, as far as both are known."""
+    known = isinstance(values, da.Array) and not np.isnan([*cut, *values.chunks[0]]).any()
+    return values.rechunk({0: cut}) if known and sum(cut) == values.shape[0] else values
 
 
 def label_names(y: Any) -> Any:
     """Return the name of what was given as ``y``, or a list of several, or None; for messages."""
     if hasattr(y, "columns") and y.ndim == 2:
         return list(y.columns) if len(y.columns) > 1 else y.columns[0]
-    return y if isinstance(y, (str, list)) else getattr(y, "name", None)
+    return y if isinstance(y, list) or is_name(y) else getattr(y, "name", None)
+
+
+def label_twin(y: Any, names: Sequence[Any]) -> str | None:
+    """Return the feature that is called as the label is, if there is one."""
+    name = None if is_name(y) or getattr(y, "ndim", 1) != 1 else getattr(y, "name", None)
+    return str(name) if isinstance(name, Hashable) and name is not None and str(name) in list(names) else None
 
 
 def _word(role: str) -> str:
@@ -151,6 +174,8 @@ def _lazy_part(X: dd.DataFrame, role: str, values: Any, several: bool) -> Part:
     by_index = not isinstance(values, da.Array)
     if not by_index and values.ndim <= 2:
         values = dd.from_dask_array(values if values.ndim == 1 else values.rechunk({1: -1}))
+    elif isinstance(values, (dd.Series, dd.DataFrame)):
+        values = with_objects(values)
     if not isinstance(values, (dd.Series, dd.DataFrame)):
         raise DataError(
             f"X is a Dask DataFrame, so {word} must be a Dask Series or the name of a column of X; got "

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from distributed import Client, as_completed, futures_of
+from distributed import Client, futures_of
 
+from daskdl.clients import how_to_get_one
 from daskdl.data.encoders import Encoder, encode_piece
 from daskdl.data.extras import Columns, Extras, check_extras
 from daskdl.data.frame import LABEL, NO_TARGET, Frame, is_lazy, no_such_column, source_label
-from daskdl.data.joining import joined
-from daskdl.data.looking import Asked, Look, look_at, look_at_source, merge_looks, refused
+from daskdl.data.joining import joined, label_twin
+from daskdl.data.looking import Asked, Look, look_at, look_at_source, merge_looks, refuse_copy, refused
+from daskdl.data.queries import cut_between_queries, scattered, shuffled_by_query, sorted_by_query
 from daskdl.data.schema import ColumnStats, Kinds, Missing, Schema
 from daskdl.data.schema.target import Target
 from daskdl.data.sources.base import Source
@@ -25,6 +27,7 @@ from daskdl.data.sources.parquet import ParquetSource
 from daskdl.data.staging.stage import stage
 from daskdl.errors import DataError
 from daskdl.travel import pack, submit
+from daskdl.waiting import as_they_come
 from daskdl.workers import again_if_lost, workers_of
 
 # Of a frame in memory. The order of the rows follows from how it is cut, so that does not follow from the cluster.
@@ -164,20 +167,33 @@ def read_rows(
     DataError
         For anything that cannot be learned from; see ``Schema`` and ``Target``.
     """
-    asked = Asked(LABEL, weight, classes, moments, kinds or {})
+    kinds = {str(name): kind for name, kind in (kinds or {}).items()}
+    asked = Asked(LABEL, None if weight is None else str(weight), classes, moments, kinds)
     if isinstance(X, Source):
         provenance = [name for name in X.provenance if name not in asked.kinds]
         asked = replace(asked, extras=source_extras(X, extras or {}), provenance=provenance)
         asked = replace(asked, label=source_labels(X, y, several))
         _check_weight(X.names, asked)
         return _rows_of_source(X, asked, client)
-    frame, label, columns = joined(X, y, kinds or {}, extras, several)
-    asked = replace(asked, label=label, extras=columns)
+    frame, label, columns = joined(X, y, kinds, extras, several)
+    twin = label_twin(y, frame.columns)
+    asked = replace(asked, label=label, extras=columns, twin=twin)
     _check_weight(list(frame.columns), asked)
+    query = columns["qid"][0] if "qid" in columns else None
+    if query is not None and not is_lazy(frame):
+        frame = sorted_by_query(frame, query)
     if client is None and not is_lazy(frame):
-        pieces = _cut(frame)
+        pieces = _cut(frame, query)
         return _rows(pieces, refused([look_at(piece, asked) for piece in pieces]), asked, None)
     pieces, looks = again_if_lost(lambda: _pieces_and_looks(frame, asked, client))
+    if looks is not None and scattered(looks):
+        frame = shuffled_by_query(frame, query)
+        pieces, looks = again_if_lost(lambda: _pieces_and_looks(frame, asked, client))
+    if looks is None and query is not None:
+        raise DataError(
+            "the frame is larger than half the memory of the workers, and a ranking needs all rows of a query "
+            "together. Add workers, or rank fewer rows."
+        )
     if looks is None:
         return _rows_of_staged(frame, asked, client)
     return _rows(pieces, looks, asked, client, frame=frame)
@@ -218,6 +234,7 @@ def source_extras(X: Source, extras: Extras) -> Columns:
 def _rows(pieces: list[Any], looks: list[Look], asked: Asked, client: Client | None, **more: Any) -> Rows:
     stats, label, extras = merge_looks(looks)
     check_extras(extras)
+    refuse_copy(looks, asked.twin)
     names = {"label_name": asked.label, "weight_name": asked.weight, "extras": asked.extras}
     return Rows(pieces, looks, stats, label, client, **names, **more)
 
@@ -254,7 +271,7 @@ def _give_back_memory() -> None:
 
 def _pieces_and_looks(frame: Frame, asked: Asked, client: Client | None) -> tuple[list[Any], list[Look] | None]:
     """Hold a frame in the memory of the workers and look at it there; nothing if it does not fit."""
-    pieces = _pieces(frame, client)
+    pieces = _pieces(frame, client, asked.extras.get("qid", (None,))[0])
     looks = _looks(pieces, asked, client)
     return ([], None) if looks is None else (pieces, looks)
 
@@ -266,7 +283,7 @@ def _looks(pieces: list[Any], asked: Asked, client: Client | None) -> list[Look]
     futures = [submit(client, look_at, piece, packed) for piece in pieces]
     room = HELD_SHARE * sum(w["memory_limit"] or np.inf for w in workers_of(client).values())
     seen = 0
-    for n, future in enumerate(as_completed(futures, raise_errors=False), start=1):
+    for n, future in enumerate(as_they_come(client, futures, "the partitions of the frame"), start=1):
         look = future.result()
         if isinstance(look, DataError):
             raise look
@@ -277,20 +294,19 @@ def _looks(pieces: list[Any], asked: Asked, client: Client | None) -> list[Look]
     return client.gather(futures)
 
 
-def _pieces(frame: Frame, client: Client | None) -> list[Any]:
+def _pieces(frame: Frame, client: Client | None, query: Any) -> list[Any]:
     if client is None:  # and the frame is lazy
-        raise ValueError(
-            "X is a Dask DataFrame and there is no Dask client to compute it with. Start one first: "
-            "client = daskdl.connect()."
-        )
+        raise ValueError(f"X is a Dask DataFrame and there is no Dask client to compute it with. {how_to_get_one()}")
     if is_lazy(frame):
         return sorted(futures_of(client.persist(frame)), key=lambda future: future.key[-1])  # keys are (name, i)
-    return list(client.scatter(_cut(frame), hash=False))
+    return list(client.scatter(_cut(frame, query), hash=False))
 
 
-def _cut(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """Cut a frame in memory into pieces of about equal rows."""
+def _cut(frame: pd.DataFrame, query: Any = None) -> list[pd.DataFrame]:
+    """Cut a frame in memory into pieces of about equal rows; between queries if there are any."""
     n = max(1, min(MOST_PIECES, len(frame) // MIN_PIECE_ROWS))
+    if query is not None:
+        return cut_between_queries(frame, query, n)
     return [frame.iloc[a:b] for a, b in pairwise(len(frame) * i // n for i in range(n + 1))]
 
 

@@ -78,14 +78,17 @@ class Predictor:
         return [str(value) for value in pd.Index(self.target.classes).tolist()]
 
 
-def predict(predictor: Predictor, X: Any, what: str, aside: Sequence[Any] = ()) -> Any:
-    """Predict ``labels`` or ``probabilities``: a lazy collection for a Dask frame, an array for one in memory.
+def predict(predictor: Any, X: Any, what: str, aside: Sequence[Any] = (), beside: Sequence[Any] = ()) -> Any:
+    """Ask a predictor for ``what`` (``labels``, ``probabilities``, ...), which it has a method and ``<what>_part`` for.
 
-    ``aside`` are columns that are no features and say where a row comes from: a broken row is called by them.
+    A lazy collection for a Dask frame, what the method gives for one in memory. ``aside`` are columns that are no
+    features and say where a row comes from: a broken row is called by them. ``beside`` are those that are no features
+    and that the predictor reads.
     """
     frame = as_frame(X)
-    names = [name for name in frame.columns if name not in aside]
+    names = [name for name in frame.columns if name not in aside and name not in beside]
     predictor.schema.check(names)
+    names += beside
     if not is_lazy(frame):
         return _part(frame, predictor, what, names)
     meta = getattr(predictor, f"{what}_part")(to_pandas(frame._meta)[names])
@@ -101,7 +104,7 @@ class Probabilities(dd.DataFrame):
     _by_class: Mapping[Any, str] = MappingProxyType({})
 
     @classmethod
-    def of(cls, frame: dd.DataFrame, predictor: Predictor) -> dd.DataFrame:
+    def of(cls, frame: dd.DataFrame, predictor: Any) -> dd.DataFrame:
         """Let the columns of a frame be found by the classes."""
         assert predictor.target.classes is not None
         found = cls(frame.expr)
@@ -113,7 +116,7 @@ class Probabilities(dd.DataFrame):
         return super().__getitem__(self._by_class.get(other, other) if is_class else other)
 
 
-def _part(frame: Any, predictor: Predictor | Packed, what: str, names: list[Any]) -> Any:
+def _part(frame: Any, predictor: Any, what: str, names: list[Any]) -> Any:
     predictor = predictor.value if isinstance(predictor, Packed) else predictor
     try:
         return getattr(predictor, what)(frame[names])

@@ -8,8 +8,9 @@ import pandas as pd
 
 from daskdl.errors import DataError
 from daskdl.plotting.drawing import hvplot
+from daskdl.tracking.archive import recorded
 from daskdl.tracking.colors import PHASE_COLORS
-from daskdl.tracking.run import Run, load_run
+from daskdl.tracking.recording import Recording
 
 if TYPE_CHECKING:
     from holoviews import Bars
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 MOST_RANKS = 32
 
 
-def breakdown_data(run: Run | str) -> pd.DataFrame:
+def breakdown_data(run: Recording | str) -> pd.DataFrame:
     """Return where a step of each rank goes as rows of ``rank``, ``phase``, ``milliseconds``.
 
     Of more than 32 ranks those that wait longest and least for the others, 16 each. ``attrs["verdict"]`` says in words
@@ -28,7 +29,7 @@ def breakdown_data(run: Run | str) -> pd.DataFrame:
     DataError
         The run has told nothing of its steps.
     """
-    run = load_run(run) if isinstance(run, str) else run
+    run = recorded(run)
     table = run.breakdown()
     said = table.attrs["verdict"]
     if table.empty:
@@ -41,7 +42,7 @@ def breakdown_data(run: Run | str) -> pd.DataFrame:
     return data
 
 
-def plot_breakdown(run: Run | str, **options: Any) -> Bars:
+def plot_breakdown(run: Recording | str, **options: Any) -> Bars:
     """Draw a step of each rank as a stacked bar, with the verdict as its title; see :meth:`daskdl.Run.breakdown`.
 
     Parameters

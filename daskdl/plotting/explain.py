@@ -64,15 +64,14 @@ def importance_data(estimator: Any, kind: Importance = "gain", top: int | None =
     >>> importance_data(XGBClassifier(n_estimators=3, verbose=0).fit(X, X.x > 49))["feature"].tolist()
     ['x', 'noise']
     """
+    from sklearn.base import BaseEstimator
     from sklearn.utils.validation import check_is_fitted
-
-    from daskdl.estimators.base import DaskEstimator
 
     if kind not in IMPORTANCES:
         raise ValueError(f"kind is one of {', '.join(IMPORTANCES)}; got {kind!r}")
     if top is not None and top < 1:
         raise ValueError(f"top is a number of features, at least 1, or None for all; got {top}")
-    if isinstance(estimator, DaskEstimator):
+    if isinstance(estimator, BaseEstimator):
         check_is_fitted(estimator, "model_")
     model: Any = getattr(estimator, "model_", None)
     if not hasattr(model, "get_score"):
@@ -83,7 +82,8 @@ def importance_data(estimator: Any, kind: Importance = "gain", top: int | None =
         )
     names = estimator.schema_.feature_names
     scores = model.get_score(importance_type=kind)
-    frame = pd.DataFrame({"feature": names, "importance": [float(scores.get(name, 0.0)) for name in names]})
+    importance = [float(np.sum(scores.get(name, 0.0))) for name in names]
+    frame = pd.DataFrame({"feature": estimator.schema_.feature_labels, "importance": importance})
     frame = frame.sort_values("importance", ascending=False, kind="stable").head(top or len(names))
     frame = frame.reset_index(drop=True)
     frame.attrs["kind"] = kind

@@ -11,9 +11,10 @@ import pandas as pd
 from daskdl.errors import DataError
 from daskdl.plotting.drawing import POINTS, hvplot, layout, lines
 from daskdl.tracking import summary
+from daskdl.tracking.archive import recorded
 from daskdl.tracking.colors import ALERT
 from daskdl.tracking.record import RunRecord
-from daskdl.tracking.run import Run, load_run
+from daskdl.tracking.recording import Recording
 
 if TYPE_CHECKING:
     from holoviews import Layout
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 MARKS = {"best": "star", "worker_lost": "x", "resize": "triangle", "resumed": "diamond", "early_stop": "square"}
 
 
-def plot_run_data(run: Run) -> pd.DataFrame:
+def plot_run_data(run: Recording) -> pd.DataFrame:
     """Return the curves of a run as rows of ``step``, ``metric``, ``value``, at most 500 steps a metric."""
     curves = {name: curve.xy(limit=POINTS) for name, curve in run.record.curves.items()}
     parts = [pd.DataFrame({"step": xs, "metric": name, "value": ys}) for name, (xs, ys) in curves.items()]
@@ -29,7 +30,7 @@ def plot_run_data(run: Run) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else empty
 
 
-def run_marks_data(run: Run) -> pd.DataFrame:
+def run_marks_data(run: Recording) -> pd.DataFrame:
     """Return what is marked on the curves of a run, as rows of ``step``, ``metric``, ``value``, ``mark``, ``text``.
 
     The marks are the ``best`` step of each validation curve and, on the training loss, the events ``worker_lost``,
@@ -37,7 +38,7 @@ def run_marks_data(run: Run) -> pd.DataFrame:
 
     Examples
     --------
-    >>> run = Run(RunRecord("a"), "runs/a")
+    >>> run = Recording(RunRecord("a"), "runs/a")
     >>> for step, loss in enumerate([0.9, 0.4, 0.6]):
     ...     run.record.apply({"kind": "metrics", "time": 0.0, "points": [[step, {"val_loss": loss}]]})
     >>> run_marks_data(run)[["step", "mark", "text"]].values.tolist()
@@ -63,7 +64,7 @@ def _marked_events(record: RunRecord) -> Iterator[tuple[int, str, float, str, st
             yield event["step"], losses[0], height, event["event"], event["text"] or ""
 
 
-def plot_run(run: Run, **options: Any) -> Layout:
+def plot_run(run: Recording, **options: Any) -> Layout:
     """Draw a run: losses in one panel, each other metric in its own, and what :func:`run_marks_data` marks.
 
     Parameters
@@ -102,9 +103,9 @@ def _marked(panel: Any, marks: pd.DataFrame) -> Any:
     return panel
 
 
-def compare_data(runs: Iterable[Run | str]) -> pd.DataFrame:
+def compare_data(runs: Iterable[Recording | str]) -> pd.DataFrame:
     """Return the curves of several runs as rows of ``run``, ``step``, ``metric``, ``value``."""
-    found = [load_run(run) if isinstance(run, str) else run for run in runs]
+    found = [recorded(run) for run in runs]
     if not found:
         raise ValueError("Nothing to compare: expected runs or their ids, got none. daskdl.runs() lists them.")
     names = [run.name for run in found]
@@ -112,7 +113,7 @@ def compare_data(runs: Iterable[Run | str]) -> pd.DataFrame:
     return pd.concat([plot_run_data(r).assign(run=label) for r, label in zip(found, labels, strict=True)])
 
 
-def compare(runs: Iterable[Run | str], metrics: Iterable[str] | None = None, **options: Any) -> Layout:
+def compare(runs: Iterable[Recording | str], metrics: Iterable[str] | None = None, **options: Any) -> Layout:
     """Draw the same metrics of several runs over each other.
 
     Parameters

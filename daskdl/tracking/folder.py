@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 import time
 from typing import IO, Any
 
@@ -66,7 +67,7 @@ class Folder:
     Parameters
     ----------
     url : str
-        Local path or fsspec URL.
+        Local path, taken letter by letter, or fsspec URL.
     """
 
     def __init__(self, url: str) -> None:
@@ -74,12 +75,26 @@ class Folder:
 
     def open(self, path: str, mode: str = "rb") -> IO[Any]:
         """Open a file of the folder; writing makes the directories on the way."""
+        writes = not set(mode).isdisjoint("wax")
+        encoding = None if "b" in mode else "utf-8"
+        if not is_remote(self.url):
+            full = f"{self.url}/{path}"
+            if writes:
+                os.makedirs(os.path.dirname(full), exist_ok=True)
+            return open(full, mode, encoding=encoding)
         fs, root = fsspec.core.url_to_fs(self.url)
         full = f"{root}/{path}"
-        if not set(mode).isdisjoint("wax"):
+        if writes:
             fs.makedirs(full.rpartition("/")[0], exist_ok=True)
-        encoding = {} if "b" in mode else {"encoding": "utf-8"}
-        return fs.open(full, mode, **encoding)
+        return fs.open(full, mode, **({"encoding": encoding} if encoding else {}))
+
+    def read(self, path: str) -> bytes | None:
+        """Return what a file of the folder holds, or None if it is not there."""
+        try:
+            with self.open(path) as file:
+                return bytes(file.read())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file of the folder whole: who reads it meanwhile gets what was there before."""
@@ -92,11 +107,73 @@ class Folder:
 
     def remove(self, path: str) -> None:
         """Remove a file of the folder."""
+        if not is_remote(self.url):
+            return os.remove(f"{self.url}/{path}")
         fs, root = fsspec.core.url_to_fs(self.url)
         fs.rm(f"{root}/{path}")
 
     def names(self) -> list[str]:
         """List the files, by their path inside the folder."""
+        if not is_remote(self.url):
+            found = (os.path.join(at, name) for at, _, names in os.walk(self.url) for name in names)
+            return sorted(os.path.relpath(path, self.url) for path in found if not path.endswith(".part"))
         fs, root = fsspec.core.url_to_fs(self.url)
         root = root.rstrip("/")
         return sorted(name[len(root) + 1 :] for name in fs.find(root)) if fs.exists(root) else []
+
+
+class Root:
+    """All runs under one root."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def names(self) -> list[str]:
+        """List the folders; none where there is no such root."""
+        if not is_remote(self.root):
+            try:
+                with os.scandir(self.root) as entries:
+                    return sorted(entry.name for entry in entries if entry.is_dir())
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        fs, root = fsspec.core.url_to_fs(self.root)
+        fs.invalidate_cache()  # others add runs
+        try:
+            found = fs.ls(root, detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(e["name"].rstrip("/").rpartition("/")[2] for e in found if e["type"] == "directory")
+
+    def read(self, path: str) -> dict[str, bytes | None]:
+        """Return what this file holds in each folder, None where it is not there; remote ones all at once."""
+        if not is_remote(self.root):
+            return {name: Folder(f"{self.root}/{name}").read(path) for name in self.names()}
+        fs, root = fsspec.core.url_to_fs(self.root)
+        places = {name: f"{root.rstrip('/')}/{name}/{path}" for name in self.names()}
+        texts = fs.cat(list(places.values()), recursive=False, on_error="omit") if places else {}
+        texts = texts if isinstance(texts, dict) else {next(iter(places.values())): texts}
+        return {name: texts.get(place) for name, place in places.items()}
+
+
+def check_writable(root: str) -> None:
+    """Refuse a root that nothing can be written to, before anything is computed for a run that could not be kept.
+
+    Raises
+    ------
+    OSError
+        With what the system says, and where else runs can go. A remote root is not asked: it may answer late.
+    """
+    if is_remote(root):
+        return
+    try:
+        os.makedirs(root, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root) as probe:
+            probe.write(b"daskdl")
+            probe.flush()
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise type(error)(
+            error.errno,
+            f"runs cannot be kept in {root} ({problem}). Every training is kept there; give a folder that can be "
+            "written to: daskdl.connect(runs='/path/to/runs'), or start from another working directory",
+        ) from error

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import math
 import os
 import re
-import sys
+import shlex
+import sqlite3
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from daskdl.errors import MissingExtraError
 from daskdl.tracking.plain import shorten, to_text
@@ -23,11 +24,10 @@ if TYPE_CHECKING:
 
 BATCH = 500  # points; 7,000 points a second, against 200 one by one
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
-_LARGEST = sys.float_info.max  # MLflow writes infinity as this, and NaN as NaN
 _lock = threading.Lock()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _without_telemetry() -> Iterator[None]:
     """Keep MLflow from phoning home: it decides while it is imported."""
     before = os.environ.get("MLFLOW_DISABLE_TELEMETRY")
@@ -57,13 +57,66 @@ def _import_client() -> type[MlflowClient]:
     return MlflowClient
 
 
+def uri_of(db: str) -> str:
+    """Return the address of a sqlite file, as MLflow takes it."""
+    return f"sqlite:///{db}"
+
+
+def trouble(db: str) -> str | None:
+    """Say in a sentence why MLflow cannot use a file, where waiting does not help; None if it can, or none is there.
+
+    MLflow itself would try for seconds, or make another file.
+    """
+    if re.search(r"\?|%[0-9a-fA-F]{2}", db):
+        return f"MLflow cannot be told of a file whose path has a question mark or a percent escape, {db}."
+    if not os.path.exists(db):
+        return None
+    if not os.access(db, os.W_OK) or not os.access(os.path.dirname(db), os.W_OK):
+        return f"MLflow's file {db} cannot be written to."
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(db)}?mode=ro", uri=True, timeout=5.0)) as connection:
+            tables = connection.execute("select name from sqlite_master where name = 'alembic_version'").fetchall()
+            versions = connection.execute("select version_num from alembic_version").fetchall() if tables else []
+    except sqlite3.OperationalError:  # locked, which goes by
+        return None
+    except sqlite3.DatabaseError as error:
+        return (
+            f"MLflow's file {db} is damaged ({error}). Put it aside, and a new one is made: "
+            f"mv {shlex.quote(db)} {shlex.quote(db + '.damaged')}"
+        )
+    return _of_version(db, versions[0][0]) if versions else None
+
+
+def _of_version(db: str, version: str) -> str | None:
+    """Say that the tables are of another MLflow, and what brings both together."""
+    _import_client()
+    import mlflow
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+
+    script = ScriptDirectory.from_config(_get_alembic_config(""))
+    known = {revision.revision for revision in script.walk_revisions()}
+    if version in script.get_heads():
+        return None
+    if version not in known:
+        return (
+            f"MLflow's file {db} was made by a newer MLflow than {mlflow.__version__}, which is installed here "
+            f"(its tables have the version {version}). To use it: pip install --upgrade mlflow-skinny."
+        )
+    safe = shlex.quote(db + ".before-upgrade")
+    return (
+        f"MLflow's file {db} was made by an older MLflow than {mlflow.__version__}, which is installed here. To use "
+        f"it, keep a copy and upgrade it: cp {shlex.quote(db)} {safe} && mlflow db upgrade {shlex.quote(uri_of(db))}"
+    )
+
+
 @lru_cache(maxsize=64)
 def _client(db: str) -> MlflowClient:
     os.makedirs(os.path.dirname(db), exist_ok=True)
     with _exclusive(db):
         is_new = not os.path.exists(db)
         try:
-            client = _import_client()(tracking_uri=f"sqlite:///{db}")
+            client = _import_client()(tracking_uri=uri_of(db))
             client.search_experiments(max_results=1)  # makes the tables
         except Exception:
             if is_new and os.path.exists(db):
@@ -78,7 +131,7 @@ def open_client(db: str) -> MlflowClient:
         return _client(db)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _exclusive(db: str) -> Iterator[None]:
     """Let one process at a time make the tables: two at once fail over ``table already exists``."""
     with open(f"{db}.lock", "w") as file:
@@ -136,11 +189,6 @@ def end_run(client: MlflowClient, mlflow_id: str, state: str, error: str | None,
     if error is not None:
         client.set_tag(mlflow_id, "daskdl.error", shorten(error, 5_000))
     client.set_terminated(mlflow_id, STATUS[state], int(time * 1000))
-
-
-def value_of(number: float) -> float:
-    """Read a metric back: MLflow keeps infinity as the largest float."""
-    return math.copysign(math.inf, number) if abs(number) == _LARGEST else number
 
 
 def _key(name: str) -> str:

@@ -13,6 +13,7 @@ from daskdl.tracking.breakdown import Ranks
 TOPIC = "daskdl"  # the Dask event topic every message travels on
 MAX_POINTS = 2_000  # per curve; two neighbours are merged into one when a curve grows past it
 MAX_EVENTS = 500
+ENDED = ("finished", "failed", "stopped")
 
 
 @dataclass
@@ -147,3 +148,12 @@ class RunRecord:
             return None
         since, step = self.first
         return max(0.0, (now - since) * (self.total_steps - self.step) / (self.step - step))
+
+
+def outcome(error: BaseException | None) -> tuple[str, str | None]:
+    """Return state and text of a run that ends with ``error``, or with None."""
+    if error is None:
+        return "finished", None
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", "stopped by KeyboardInterrupt"
+    return "failed", f"{type(error).__name__}: {error}"

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import atexit
 import threading
+import time
 from collections.abc import Callable
 
 SECONDS_BETWEEN_WRITES = 1.0
-SECONDS_TO_FIRST_WRITE = 20.0  # opening the store costs seconds of a core that a training can use, unless it has ended
+REST, MOST_REST = 20, 60.0  # as many times as long as a round took, seconds: a slow storage is written to less often
 
 
 class Writer:
     """Calls what it was given, each at most once a round, a round at most about once a second.
 
     The thread starts with the first request and is a daemon; :meth:`flush` also runs at interpreter exit.
+
+    Parameters
+    ----------
+    name : str
+        Of the thread.
+    seconds_to_first : float
+        That the first round waits, unless somebody is in a hurry.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "daskdl-writer", seconds_to_first: float = 0.0) -> None:
+        self.name, self.seconds_to_first = name, seconds_to_first
         self._jobs: dict[Callable[[], None], None] = {}  # a set that keeps the order
         self._busy = False
         self._hurry = False
@@ -30,7 +39,7 @@ class Writer:
             self._hurry |= hurry
             self._state.notify_all()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="daskdl-writer", daemon=True)
+                self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
                 self._thread.start()
                 atexit.register(self.flush)
 
@@ -43,18 +52,20 @@ class Writer:
 
     def _work(self) -> None:
         with self._state:
-            self._state.wait_for(lambda: self._hurry, SECONDS_TO_FIRST_WRITE)
+            self._state.wait_for(lambda: self._hurry, self.seconds_to_first)
         while True:
             with self._state:
                 self._state.wait_for(lambda: self._jobs)
                 jobs, self._jobs = self._jobs, {}
                 self._busy, self._hurry = True, False
+            began = time.monotonic()
             for job in jobs:
                 job()
+            rest = max(SECONDS_BETWEEN_WRITES, min(MOST_REST, REST * (time.monotonic() - began)))
             with self._state:
                 self._busy = False
                 self._state.notify_all()
-                self._state.wait_for(lambda: self._hurry, SECONDS_BETWEEN_WRITES)
+                self._state.wait_for(lambda: self._hurry, rest)
 
 
 writer = Writer()

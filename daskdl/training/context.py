@@ -207,12 +207,22 @@ class Context:
                 self._clock.watch_optimizer(thing)
         self._kept.update(stateful)
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What belongs to the state of the run, by name: ``model``, what was given to ``keep``."""
+        return dict(self._kept)
+
     # -- data -------------------------------------------------------------------------------------------------
 
     @property
     def total_steps(self) -> int:
         """Global batches of the whole training."""
         return self._batches.total_steps
+
+    @property
+    def order(self) -> Any:
+        """The ``SampleOrder`` of the batches: ``steps_per_epoch``, ``batch_rows(step)``."""
+        return self._batches.order
 
     @property
     def batches(self) -> Iterator[TensorBatch]:
@@ -238,7 +248,8 @@ class Context:
             self.step = batch.step + 1
             yield tensors
             clock.lap("other")
-            self._check_backward(batch.step)
+            if self._virtual is not None:
+                self._virtual.check(batch.step)
             self._gradients.end_step()
             self.report_to.close_step(batch)
             word = self._agreement.answer(batch.step)
@@ -257,14 +268,6 @@ class Context:
         self._settle(None)
         end_progress(self.run)
 
-    def _check_backward(self, step: int) -> None:
-        if self._virtual is not None and self._gradients.modules and self._virtual.stepped != step:
-            raise RuntimeError(
-                f"step {step} ended without context.backward(batch, loss_of): with reproducible=True gradients are "
-                "added up there and nowhere else, so ranks would now have different weights. Write "
-                "loss = context.backward(batch, lambda part: loss(model(*part.inputs), part.y))."
-            )
-
     def _seed(self, step: int, part: int) -> int:
         """Seed of torch's random state for one part of one step."""
         return ((self._batches.order.seed * 1_000_003 + step) * 1_000_003 + part) & (1 << 63) - 1
@@ -273,6 +276,13 @@ class Context:
     def has_validation(self) -> bool:
         """Whether there are validation rows."""
         return self._validation is not None
+
+    @property
+    def validation_order(self) -> Any:
+        """The ``SampleOrder`` of the validation rows."""
+        if self._validation is None:
+            raise ValueError("there are no validation rows: fit was called without validation_data")
+        return self._validation.order
 
     @property
     def validation_batches(self) -> Iterator[TensorBatch]:

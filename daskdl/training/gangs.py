@@ -25,8 +25,8 @@ from daskdl.execution.overseer import deaths_of, explained, watched
 from daskdl.execution.ranks import steps_begun
 from daskdl.execution.seats import Seats
 from daskdl.execution.words import REGROUP, STOP, put_word, take_word
+from daskdl.run import Run
 from daskdl.tracking.logs import take_lines
-from daskdl.tracking.run import Run
 from daskdl.training.checkpoints import CheckpointFolder
 from daskdl.training.commit import Commit, bring_commit, commit_step, forget_commit, take_commit
 from daskdl.training.stuck import Stuck
@@ -45,7 +45,9 @@ class Answer:
     Attributes
     ----------
     value : object
-        Of rank 0.
+        Of rank 0: ``Packed``, if it is in another process.
+    problem : str or None
+        Why the value could not be brought home; the state has what was learned.
     state : dict
         Of rank 0: what was kept, on the CPU.
     n_messages : int
@@ -58,6 +60,7 @@ class Answer:
     state: dict[str, Any] = field(default_factory=dict)
     n_messages: int = 0
     word: str | None = None
+    problem: str | None = None
 
 
 class Gangs:
@@ -159,6 +162,7 @@ class Gangs:
             held=True,
             watch=self._watch,
             interrupted=self._interrupt,
+            say=partial(self.run.event, "waiting"),
         )
         return answers[0]
 

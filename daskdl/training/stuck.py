@@ -10,7 +10,7 @@ from distributed import Client
 from daskdl.errors import RankFailed
 from daskdl.execution.calls import call_workers
 from daskdl.execution.progress import Place, place_of
-from daskdl.tracking.run import Run
+from daskdl.run import Run
 
 ASK_SECONDS = 5.0  # between two looks
 

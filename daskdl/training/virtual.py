@@ -70,6 +70,15 @@ class VirtualRanks:
         self.stepped = batch.step
         return scaled(loss, count, batch.n_rows / batch.n_global)
 
+    def check(self, step: int) -> None:
+        """Refuse a step of which nothing was added up here."""
+        if self.gradients.modules and self.stepped != step:
+            raise RuntimeError(
+                f"step {step} ended without context.backward(batch, loss_of): with reproducible=True gradients are "
+                "added up there and nowhere else, so ranks would now have different weights. Write "
+                "loss = context.backward(batch, lambda part: loss(model(*part.inputs), part.y))."
+            )
+
     def _sum(self, mine: torch.Tensor) -> torch.Tensor:
         """Add up what all virtual ranks have, in their order; shape (n_values,)."""
         n = self.order.virtual_ranks
@@ -130,7 +139,7 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
 def _line(
     parameters: list[nn.Parameter], weight: float, count: torch.Tensor, steps: list[torch.Tensor], share: float
 ) -> torch.Tensor:
-    """What a virtual rank has, in a row: gradients, steps of buffers, which gradients there are, or are dense, count."""
+    """What a virtual rank has, in a row: gradients, steps of buffers, which gradients there are or are dense, count."""
     grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters]
     had = [float(p.grad is not None) for p in parameters]
     dense = [float(p.grad is not None and not p.grad.is_sparse) for p in parameters]

@@ -24,7 +24,8 @@ from distributed import Client
 
 import daskdl
 from daskdl.errors import NotEnoughWorkers
-from daskdl.tracking.run import Run, set_root
+from daskdl.run import Run
+from daskdl.tracking.folder import set_root
 
 from .leftovers import Leftovers
 from .loop import Marks, loop

@@ -18,7 +18,7 @@ from unittest import mock
 
 from distributed import Client
 
-from daskdl.tracking.run import Run
+from daskdl.run import Run
 from daskdl.training.checkpoints import CheckpointFolder
 from daskdl.workers import workers_of
 

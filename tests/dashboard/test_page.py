@@ -18,8 +18,8 @@ import daskdl
 from daskdl.dashboard import install, panels, style, view
 from daskdl.dashboard.page import Pane, Training, kill_a_worker
 from daskdl.dashboard.plugin import MAX_RUNS, NAME, TrainingPlugin
+from daskdl.run import Run
 from daskdl.tracking.record import MAX_POINTS, TOPIC
-from daskdl.tracking.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,7 @@ def test_queries_are_whole_numbers_or_names() -> None:
     rows = read_rows(pdf, "y", classes=False, client=None, extras={"qid": "q"})
     schema, target = learn(rows, "y", classes=False, missing="impute")
     qid = rows.encode(TableEncoder(schema, target, extras=rows.extras))[0]["qid"]
-    assert qid.dtype == np.int64 and (pd.factorize(qid)[0] == pd.factorize(pdf.q)[0]).all()
+    assert qid.dtype == np.int64 and pd.factorize(qid)[0].tolist() == [0, 0, 0, 1, 1, 2]  # query by query
 
 
 @pytest.mark.cluster
@@ -118,7 +118,7 @@ def test_several_labels(client: Client, lazy: bool) -> None:
     [
         ({"sample_weight": [1.0, -1.0, 1.0, 1.0]}, "sample_weight must be finite and 0 or more.*found -1.0 in row 1"),
         ({"sample_weight": [1.0, np.nan, 1.0, 1.0]}, "found nan in row 1"),
-        ({"sample_weight": [0.0] * 4}, "sample_weight is 0 in all 4 rows"),
+        ({"sample_weight": [0.0] * 4}, "sample_weight is zero .* in all 4 rows"),
         ({"sample_weight": [1.0] * 3}, "X has 4 rows and sample_weight 3"),
         ({"sample_weight": "weight"}, r"sample_weight column 'weight' is not in X"),
         ({"sample_weight": ["x"] * 4}, "sample_weight must be .*Convert it to numbers"),

@@ -260,7 +260,7 @@ CLIENT = """
     from distributed import Client
     import daskdl
     from daskdl.execution import ranks, spmd
-    from daskdl.tracking.run import set_root
+    from daskdl.tracking.folder import set_root
 
     def loop(context):
         model = context.prepare(torch.nn.Linear(1, 1))

@@ -2,7 +2,7 @@ import pytest
 
 from daskdl import plotting
 from daskdl.errors import DataError
-from daskdl.tracking.run import Run
+from daskdl.run import Run
 
 
 @pytest.fixture

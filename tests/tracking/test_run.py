@@ -11,9 +11,9 @@ import weakref
 import pytest
 from distributed import Client, get_worker
 
+from daskdl.run import Run, load_run, runs
 from daskdl.tracking.feed import feed_of, merge
 from daskdl.tracking.record import TOPIC
-from daskdl.tracking.run import Run, load_run, runs
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_artifacts(root, url):
         file.write("größer")
     with run.open("plots/loss.txt") as file:
         assert file.read() == "größer".encode()
-    assert run.artifacts() == ["plots/loss.txt"]
+    assert "plots/loss.txt" in run.artifacts()
 
 
 def test_repr_is_one_line(run):
@@ -241,7 +241,7 @@ def test_parameters_that_are_not_plain_are_described(root):
     assert (run.params["width"], run.params["kind"]) == (3, "dict")
     assert len(run.params["long"]) == 500
     assert len(run.params["rows"]) <= 500
-    assert load_run(run.id).params["odd name_"] == 1
+    assert load_run(run.id).params["odd name!"] == 1
 
 
 def test_runs_lists_the_newest_first(root):
@@ -275,7 +275,7 @@ def test_unknown_id_names_root_and_nearest(run, root):
 
 def test_starting_a_run_imports_no_mlflow(tmp_path):
     script = (
-        "import sys, threading; from daskdl.tracking.run import Run\n"
+        "import sys, threading; from daskdl.run import Run\n"
         "from daskdl.tracking.writer import writer; writer._work = threading.Event().wait\n"
         f"run = Run.start('n', 'a', {{}}, root={str(tmp_path)!r}); run.log(1, train_loss=1.0)\n"
         "print(sorted({'mlflow', 'torch', 'xgboost', 'bokeh', 'hvplot'} & set(sys.modules)), flush=True)\n"

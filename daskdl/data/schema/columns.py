@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from daskdl.data.schema.stats import MAX_CATEGORIES, ColumnStats
-from daskdl.data.schema.values import Values, days, numbers, plain
+from daskdl.data.schema.buckets import bucket, is_there
+from daskdl.data.schema.kinds import Category as CategoryKind
+from daskdl.data.schema.kinds import Kind
+from daskdl.data.schema.lookup import Lookup
+from daskdl.data.schema.stats import MAX_CATEGORIES, ColumnStats, crowded
+from daskdl.data.schema.values import Values, categories, days, numbers, plain
 from daskdl.errors import DataError
 
 Missing = Literal["impute", "indicator", "refuse"]
 Floats = npt.NDArray[np.float32]
+TINY = 1e-30  # of a standard deviation that float32 cannot divide by
 Ints = npt.NDArray[np.int32]
+FEWEST_BUCKETS, MOST_BUCKETS = 256, 32_768
 
 
 def to_float(column: Any) -> Floats:
@@ -102,15 +106,28 @@ class Dense(Column):
 
 @dataclass(frozen=True)
 class Number(Dense):
-    """A number ``x`` becomes ``(x - mean) / scale``; ``scale`` is the standard deviation, or 1 for a constant."""
+    """A number ``x`` becomes ``(x - mean) / scale``; ``scale`` is the standard deviation, or 1 for a constant.
 
+    Attributes
+    ----------
+    offset : float
+        For trees ``x`` becomes ``x - offset`` in float32: not 0 where the digits of float32 would not tell near values
+        apart, such as dates written ``20240131``, seconds since 1970, and ids.
+    fine : bool
+        Whether that is not enough, because values lie in several places far apart. Then there is one more column,
+        ``<name>_fine``, with what float32 leaves out of the first.
+    """
+
+    offset: float = 0
+    fine: bool = False
     kind: ClassVar[str] = "number"
     word: ClassVar[str] = "a number"
 
     @classmethod
     def learn(cls, name: Any, stats: ColumnStats) -> Number:
         """Learn from statistics."""
-        return cls(name, stats.n_missing, stats.mean, scale_of(stats))
+        offset, fine = split_of(stats.crowd)
+        return cls(name, stats.n_missing, stats.mean, scale_of(stats), offset, fine)
 
     def summary(self) -> str:
         """Mean and standard deviation."""
@@ -130,12 +147,15 @@ class Number(Dense):
         np.multiply(out[0], 1.0 / self.scale, out=out[0])
 
     def table_names(self) -> list[tuple[Any, str]]:
-        """One column."""
-        return [(self.name, "q")]
+        """One column, or two."""
+        return [(self.name, "q"), *([(f"{self.name}_fine", "q")] if self.fine else [])]
 
     def table(self, values: Values) -> list[npt.NDArray[Any]]:
-        """The number as it is."""
-        return [numbers(values).astype(np.float32, copy=False)]
+        """The number as it is, or less the offset."""
+        if not self.offset and not self.fine:
+            return [numbers(values).astype(np.float32, copy=False)]
+        coarse, rest = halves(numbers(values), self.offset)
+        return [coarse, rest] if self.fine else [coarse]
 
 
 @dataclass(frozen=True)
@@ -146,6 +166,7 @@ class Time(Dense):
     with a time zone are read as the clock on the wall shows them. A missing one is the mean day and no time: zeros.
     """
 
+    fine: bool = False
     kind: ClassVar[str] = "time"
     word: ClassVar[str] = "a date"
     width: ClassVar[int] = 7
@@ -153,7 +174,7 @@ class Time(Dense):
     @classmethod
     def learn(cls, name: Any, stats: ColumnStats) -> Time:
         """Learn from statistics of days since 1970."""
-        return cls(name, stats.n_missing, stats.mean, scale_of(stats))
+        return cls(name, stats.n_missing, stats.mean, scale_of(stats), bool(stats.crowd))
 
     def summary(self) -> str:
         """Mean date and standard deviation."""
@@ -183,14 +204,24 @@ class Time(Dense):
         out[...] = read.T
 
     def table_names(self) -> list[tuple[Any, str]]:
-        """Whole days since 1970, hour, weekday (0 is Monday) and day of the year."""
-        return [(f"{self.name}_{part}", "q") for part in ("days", "hour", "weekday", "day_of_year")]
+        """Whole days since 1970, hour, weekday (0 is Monday) and day of the year.
+
+        Where times differ by less than float32 tells of hours: whole hours, and two more columns, seconds of the hour
+        and the fraction of the second.
+        """
+        more = ("second", "fraction") if self.fine else ()
+        parts = ("days", "hour", "weekday", "day_of_year", *more)
+        return [(f"{self.name}_{part}", "q") for part in parts]
 
     def table(self, values: Values) -> list[npt.NDArray[Any]]:
         """Plain numbers, which a tree can cut."""
         day, rest, missing = days(values)
         start = _days_of(_dates(day).astype("M8[Y]"))
-        found = [day, rest * 24, (day + 3) % 7, day - start]
+        hour = rest * 24
+        found = [day, hour, (day + 3) % 7, day - start]
+        if self.fine:
+            second = (hour - np.floor(hour)) * 3_600
+            found = [day, np.floor(hour), *found[2:], np.floor(second), second - np.floor(second)]
         return [np.where(missing, np.nan, x).astype(np.float32) for x in found]
 
 
@@ -209,9 +240,44 @@ def _part_of_year(day: npt.NDArray[np.float64], rest: npt.NDArray[np.float64]) -
 
 
 def scale_of(stats: ColumnStats) -> float:
-    """Return the standard deviation, or 1 for a constant."""
+    """Return the standard deviation, or 1 for a constant, as far as float64 tells."""
     scale = math.sqrt(stats.m2 / stats.n_seen) if stats.n_seen else 0.0
-    return 1.0 if scale <= 1e-7 * max(1.0, abs(stats.mean)) else scale
+    return 1.0 if scale <= max(TINY, 1e-13 * abs(stats.mean)) else scale
+
+
+def halves(x: npt.NDArray[Any], offset: float) -> tuple[Floats, Floats]:
+    """Split ``x - offset`` into its value in float32 and what that leaves out; both together order as ``x`` does.
+
+    Integers are subtracted as such, as float64 does not hold them all.
+
+    Examples
+    --------
+    >>> coarse, fine = halves(np.array([2**60 + 1, 2**61 + 5]), 2**60)
+    >>> coarse.tolist() == [1.0, 2.0**60], fine.tolist()
+    (True, [0.0, 5.0])
+    """
+    far = x.astype(np.float64) - offset
+    if x.dtype.kind in "iu" and isinstance(offset, int):
+        with np.errstate(over="ignore"):
+            exact = x.astype(np.int64) - np.array(offset).astype(np.int64)
+        near = np.abs(far) < 2.0**62
+        coarse = np.where(near, exact, far).astype(np.float32)
+        return coarse, np.where(near, exact - np.where(near, coarse, 0).astype(np.int64), 0).astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        coarse = far.astype(np.float32)
+        rest = (far - coarse).astype(np.float32)
+    return coarse, np.where(np.isinf(coarse), 0, rest).astype(np.float32)
+
+
+def split_of(crowd: Sequence[float]) -> tuple[float, bool]:
+    """Where a number is cut for trees, given values of it that float32 does not tell apart: offset, and if in two."""
+    if not crowd:
+        return 0, False
+    values = np.array(crowd)
+    offset = crowd[len(crowd) // 2]
+    coarse, rest = halves(values, offset)
+    whole = bool((values % 1 == 0).all())
+    return offset, bool(rest.any()) and (whole or crowded(values, coarse))
 
 
 @dataclass(frozen=True)
@@ -222,32 +288,44 @@ class Category(Column):
     ----------
     categories : tuple
         Known categories, most frequent first. Code 0 stands for missing and unseen ones, ``i + 1`` for the i-th.
+    buckets : int
+        Codes behind these that all others share by their hash, unseen ones too.
     """
 
     categories: tuple[Any, ...] = ()
+    buckets: int = 0
     kind: ClassVar[str] = "category"
     word: ClassVar[str] = "a category"
 
     @classmethod
-    def learn(cls, name: Any, stats: ColumnStats) -> Category:
-        """Learn from statistics."""
-        if len(stats.values) > MAX_CATEGORIES:
-            raise DataError(
-                f"column {name!r} has {len(stats.values):,} different values or more, and at most {MAX_CATEGORIES:,} "
-                "can be categories: that is an identifier or free text. Leave it out, group its rare values, or read "
-                f"it as text: kinds={{{name!r}: Text()}}."
-            )
-        ordered = sorted(stats.values, key=lambda v: (-stats.values[v], str(v)))
-        return cls(name, stats.n_missing, tuple(ordered))
+    def learn(cls, name: Any, stats: ColumnStats, kind: Kind | None = None) -> Category:
+        """Learn from statistics; rare ones of many categories get no code of their own."""
+        wanted = kind if isinstance(kind, CategoryKind) else CategoryKind()
+        top = MAX_CATEGORIES if wanted.top is None else wanted.top
+        ordered = sorted(stats.values, key=lambda v: (-stats.values[v], str(v)))[:top]
+        others = max(0, stats.n_different - len(ordered))
+        buckets = shared_codes(others) if wanted.buckets is None else wanted.buckets
+        return cls(name, stats.n_missing, tuple(ordered), buckets)
+
+    @property
+    def n_codes(self) -> int:
+        """Codes, 0 included."""
+        return 1 + len(self.categories) + self.buckets
 
     def summary(self) -> str:
         """How many categories, and the most frequent ones."""
         first = ", ".join(map(str, self.categories[:4]))
-        return f"{len(self.categories)}: {first}{', ...' * (len(self.categories) > 4)}"
+        more = f"; others in {self.buckets:,} buckets" if self.buckets else ""
+        return f"{len(self.categories)}: {first}{', ...' * (len(self.categories) > 4)}{more}"
 
     def codes(self, values: Values) -> Ints:
-        """Integer codes: 0 is missing or unseen."""
-        return self._lookup(values)
+        """Integer codes: 0 is missing, or unseen where there are no buckets."""
+        values = categories(values)
+        codes = self._lookup(values)
+        if self.buckets:
+            others = (codes == 0) & is_there(values)
+            codes[others] = 1 + len(self.categories) + bucket(values, others, self.buckets)
+        return codes
 
     @cached_property
     def _lookup(self) -> Lookup:
@@ -263,64 +341,12 @@ class Category(Column):
         return [np.where(codes == 0, np.nan, codes - 1).astype(np.float32)]
 
 
-class Lookup:
-    """Find values in a list of known ones: 1 for the first, 0 for one that is missing or not there.
-
-    Values are equal as Python has it: ``1``, ``1.0`` and ``True`` are.
+def shared_codes(others: int) -> int:
+    """Codes for so many categories that have none of their own: a power of two.
 
     Examples
     --------
-    >>> Lookup(["Rome", "Oslo"])(pa.array(["Oslo", None, "Mars"])).tolist()
-    [2, 0, 0]
+    >>> shared_codes(0), shared_codes(10), shared_codes(1_000), shared_codes(10**9)
+    (0, 256, 1024, 32768)
     """
-
-    def __init__(self, known: Any) -> None:
-        self.known = known
-        self.array = _as_arrow(np.array([*known, None], dtype=object)[:-1])
-
-    def __call__(self, values: Values) -> Ints:
-        """Positions of values: shape (n_rows,)."""
-        array = values if isinstance(values, pa.Array) else _as_arrow(values)
-        if isinstance(array, pa.DictionaryArray):
-            codes = np.append(self(array.dictionary), np.int32(0))
-            return codes[array.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)]
-        pair = None if array is None or self.array is None else _comparable(array, self.array)
-        if pair is not None:
-            found = pc.index_in(pair[0], value_set=pair[1])
-            return found.fill_null(-1).to_numpy(zero_copy_only=False) + np.int32(1)
-        objects = np.array([*array.to_pylist(), None], dtype=object)[:-1] if array is not None else values
-        return (pd.Index(self.known, dtype=object).get_indexer(objects) + 1).astype(np.int32)
-
-
-def _as_arrow(values: npt.NDArray[Any]) -> pa.Array | None:
-    """Return values of one type as an Arrow array; None for a mixture."""
-    try:
-        return pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
-        return None
-
-
-def _comparable(array: pa.Array, known: pa.Array) -> tuple[pa.Array, pa.Array] | None:
-    """Both arrays in one type that keeps every value; None if there is none."""
-    t = pa.types
-    if pa.types.is_null(array.type) or pa.types.is_null(known.type):
-        return None
-    if t.is_boolean(array.type) and t.is_boolean(known.type):
-        return array, known
-    if _is_text(array.type) and _is_text(known.type):
-        return (array, known.cast(array.type)) if not t.is_string_view(array.type) else (array.cast(known.type), known)
-    if not (_is_real(array.type) and _is_real(known.type)):
-        return None
-    common = pa.int64() if t.is_integer(array.type) and t.is_integer(known.type) else pa.float64()
-    try:
-        return array.cast(common), known.cast(common)
-    except pa.ArrowInvalid:  # an integer that float64, or int64, cannot hold
-        return None
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _is_real(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return int(min(max(1 << (others - 1).bit_length(), FEWEST_BUCKETS), MOST_BUCKETS)) if others else 0

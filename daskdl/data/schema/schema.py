@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,35 @@ from daskdl.data.schema.encoding import COLUMNS, fill_numbers, learn_column, oth
 from daskdl.data.schema.fields import Field
 from daskdl.data.schema.kinds import Kind
 from daskdl.data.schema.stats import ColumnStats, describe
-from daskdl.data.schema.values import names_of
+from daskdl.data.schema.values import names_of, raw_column
 from daskdl.errors import DataError
 
 MISSING: tuple[Missing, ...] = ("impute", "indicator", "refuse")
 FORMAT = 2  # of to_dict; 1 had numbers and categories only, and no "format"
 RESERVED = ("numbers", "codes", "y")
 Kinds = Mapping[Any, Kind]
+
+
+def once_each(names: Iterable[str]) -> list[str]:
+    """Make names differ: the second of two that are alike gets a number.
+
+    Examples
+    --------
+    >>> once_each(["1", "x", "1", "1_2"])
+    ['1', 'x', '1_3', '1_2']
+    """
+    wanted = list(names)
+    taken = set(wanted)
+    found: list[str] = []
+    seen: set[str] = set()
+    for name in wanted:
+        number = 2
+        new = name
+        while new in seen or (new != name and new in taken):
+            new, number = f"{name}_{number}", number + 1
+        seen.add(new)
+        found.append(new)
+    return found
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,7 +106,8 @@ class Schema:
         missing : {"impute", "indicator", "refuse"}
         kinds : dict, optional
             How columns are read that are not what their type says: ``"number"``, ``"category"``, ``"time"``,
-            ``"array"``, ``"ragged"``, ``"image"``, ``"text"``, ``Array(28, 28)``, ``Image(224, 224)``, ``Text()``.
+            ``"array"``, ``"ragged"``, ``"image"``, ``"text"``, ``Array(28, 28)``, ``Image(224, 224)``, ``Text()``,
+            ``Category(top=1000)``.
 
         Raises
         ------
@@ -100,8 +123,8 @@ class Schema:
         zip     category  2: 10115, 20095                    0
         note    text      32,768 tokens of HashingTokenizer  0
         """
-        kinds = kinds or {}
-        stats = {name: describe(frame[name], kind=kinds.get(name), name=name) for name in names_of(frame)}
+        kinds = {str(name): kind for name, kind in (kinds or {}).items()}
+        stats = {name: describe(raw_column(frame, name), kind=kinds.get(name), name=name) for name in names_of(frame)}
         return cls.from_stats(stats, missing, kinds)
 
     @classmethod
@@ -111,7 +134,7 @@ class Schema:
         """Learn from the statistics of each column, which ``describe`` gave for the same ``kinds``."""
         if missing not in MISSING:
             raise ValueError(f"missing must be one of {', '.join(map(repr, MISSING))}, got {missing!r}")
-        kinds = kinds or {}
+        kinds = {str(name): kind for name, kind in (kinds or {}).items()}
         unknown = [name for name in kinds if name not in stats]
         if unknown:
             raise DataError(f"kinds names columns that are not there: {unknown}. The columns are {list(stats)[:20]}.")
@@ -121,10 +144,13 @@ class Schema:
 
     def __getitem__(self, name: Any) -> Column:
         """The column of that name."""
-        for column in self.columns:
-            if column.name == name:
-                return column
-        raise KeyError(f"no column {name!r}; the columns are {self.names[:20]}")
+        if str(name) not in self._by_name:
+            raise KeyError(f"no column {name!r}; the columns are {self.names[:20]}")
+        return self._by_name[str(name)]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Column]:
+        return {str(column.name): column for column in self.columns}
 
     @property
     def names(self) -> list[Any]:
@@ -159,25 +185,31 @@ class Schema:
     @property
     def cardinalities(self) -> list[int]:
         """Codes of each category column, 0 included: the number of rows its embedding needs."""
-        return [len(c.categories) + 1 for c in self.category_columns]
+        return [c.n_codes for c in self.category_columns]
 
     @property
     def feature_names(self) -> list[str]:
-        """Names of the columns of ``table``."""
-        return [str(name) for name, _ in self._table_names()]
+        """Names of the columns of ``table``, as trees know them: text without ``[``, ``]`` and ``<``, each once."""
+        marks = str.maketrans({"[": "(", "]": ")", "<": "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}"})
+        return once_each(label.translate(marks) for label in self.feature_labels)
+
+    @property
+    def feature_labels(self) -> list[str]:
+        """The same columns by the names of the frame: a date or an array is several, such as ``time_hour``."""
+        return once_each(str(name) for name, _ in self._table_names())
 
     @property
     def feature_types(self) -> list[str]:
         """XGBoost's types of the columns of ``table``: ``q`` for numbers, ``c`` for categories."""
         return [kind for _, kind in self._table_names()]
 
+    @property
+    def feature_columns(self) -> list[int]:
+        """Which column of the frame each column of ``table`` comes from, by its place."""
+        return [i for i, column in enumerate(self.columns) for _ in column.table_names()]
+
     def _table_names(self) -> list[tuple[Any, str]]:
-        found = [pair for column in self.columns for pair in column.table_names()]
-        names = [str(name) for name, _ in found]
-        if len(set(names)) < len(names):
-            double = sorted({name for name in names if names.count(name) > 1})
-            raise DataError(f"columns would become features of the same name: {double[:10]}. Rename them.")
-        return found
+        return [pair for column in self.columns for pair in column.table_names()]
 
     # -- frames to arrays -------------------------------------------------------------------------------------
 
@@ -242,6 +274,8 @@ class Schema:
     def table(self, chunk: Any) -> pd.DataFrame:
         """Every feature as it is, in order, NaN where missing or unseen: float32 columns, for trees.
 
+        A number of more digits than float32 has is told from a near one all the same: see ``Number``.
+
         Columns that are float32 already are not copied; XGBoost reads columns faster than rows. A date becomes whole
         days, hour, weekday and day of the year, an array one column per element.
 
@@ -250,11 +284,9 @@ class Schema:
         DataError
             There are images, texts or lists of any length.
         """
-        self._table_names()
-        columns: dict[Any, npt.NDArray[Any]] = {}
-        for column in self.columns:
-            names = (name for name, _ in column.table_names())
-            columns |= dict(zip(names, read_column(column, chunk, column.table), strict=True))
+        names = self.feature_names
+        read = [part for column in self.columns for part in read_column(column, chunk, column.table)]
+        columns = dict(zip(names, read, strict=True))
         if self._refuses:
             self._refuse_nan(sum(int(np.isnan(x).sum()) for x in columns.values()))
         index = chunk.index if isinstance(chunk, pd.DataFrame) else pd.RangeIndex(len(chunk))

@@ -1,25 +1,21 @@
-"""A run: what one experiment was asked, what it said on the way, and what is left of it."""
+"""What a run says while it lasts: messages of this process and of the workers, folded into its record, and kept."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
-import math
 import os
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from daskdl.clients import client_at_hand
+from daskdl.tracking.breakdown import verdict
 from daskdl.tracking.environment import describe_environment
-from daskdl.tracking.folder import Folder, new_id, resolve_root, set_root
-from daskdl.tracking.logs import Line, lines_of
+from daskdl.tracking.folder import check_writable, new_id, resolve_root
 from daskdl.tracking.plain import plain, shorten
-from daskdl.tracking.record import RunRecord
+from daskdl.tracking.record import ENDED, RunRecord, outcome
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,18 +24,11 @@ if TYPE_CHECKING:
     from daskdl.tracking.feed import Feed
     from daskdl.tracking.store import Store
 
-__all__ = ["Run", "load_run", "runs", "set_root"]
-
-ENDED = ("finished", "failed", "stopped")
-MAX_LINES = 20_000  # of what ranks say
-LOOK_SECONDS = 1.0  # between two looks whether a run that is waited for can still be heard of
-GONE = "its process and its scheduler are gone. What it did until then is in its checkpoints: daskdl.resume goes on"
-
 _reserved: list[str] = []  # the id of the next run of this process, where another process has named it
 
 
-class Run:
-    """One experiment, live while it runs and readable afterwards. Make it with :meth:`Run.start`.
+class Recording:
+    """A run as its process, its page and its store see it; :class:`daskdl.run.Run` adds what is read of it.
 
     Attributes
     ----------
@@ -55,11 +44,6 @@ class Run:
         Whether another process has begun it, and reads what it leaves as soon as it has ended.
     environment : dict of str to str
         Versions and platform at the start.
-
-    Examples
-    --------
-    >>> with Run.start("flights", "torch", {"lr": 1e-3}) as run:  # doctest: +SKIP
-    ...     run.log(1, train_loss=0.7)
     """
 
     def __init__(self, record: RunRecord, folder: str, environment: dict[str, str] | None = None) -> None:
@@ -69,9 +53,7 @@ class Run:
         self._feed: Feed | None = None
         self._store: Store | None = None
         self._from_workers: Counter[int] = Counter()  # messages, by the generation of the gang
-        self._order: Any = None
         self._follower: Client | None = None
-        self._lines: list[Line] = []  # of workers that are not asked any more
         self.asked_to_stop: str | None = None
         self.awaited = False
         self._changed = threading.Condition()
@@ -88,8 +70,8 @@ class Run:
         num_workers: int | None = None,
         client: Client | None = None,
         root: str | os.PathLike[str] | None = None,
-    ) -> Run:
-        """Begin a run; returns at once, MLflow is written in the background.
+    ) -> Self:
+        """Begin a run; returns at once, it is written in the background.
 
         Parameters
         ----------
@@ -106,11 +88,17 @@ class Run:
             Its dashboard shows the run, and its workers may send messages. Default: the current client, if any.
         root : str or path, optional
             Directory or fsspec URL; default what ``connect(runs=...)`` set.
+
+        Raises
+        ------
+        OSError
+            Nothing can be written there.
         """
         from daskdl.tracking.feed import feed_of
         from daskdl.tracking.store import store_of
 
         root = resolve_root(root)
+        check_writable(root)
         awaited = bool(_reserved)
         run_id = _reserved.pop() if awaited else new_id(root)
         run = cls(RunRecord(run_id), f"{root}/{run_id}", describe_environment())
@@ -120,12 +108,10 @@ class Run:
         if client is not None:
             run._feed = feed_of(client)
             run._feed.add(run_id, run)
-        asked = {"name": name, "algorithm": algorithm, "params": plain(params), "seed": seed}
+        asked = {"name": plain(str(name)), "algorithm": algorithm, "params": plain(params), "seed": seed}
         run._say("start", **asked, total_steps=total_steps, num_workers=num_workers)
-        run._store.create(run.record, run.environment)
+        run._store.create(run.record, run._changed, run.environment)
         return run
-
-    # what the client says
 
     def log(self, step: int, **values: float) -> None:
         """Record the values of one step, such as ``run.log(10, train_loss=0.5)``."""
@@ -147,7 +133,7 @@ class Run:
         message = {"run": self.id, "kind": "end", "time": time.time(), "state": state, "error": error}
         self._apply(message)
         if self._store is not None:
-            self._store.end(self.record, self._files())
+            self._store.end(self.record, self._changed, self._files())
             if self.awaited:
                 self._store.flush()
         if self._feed is not None:
@@ -165,37 +151,6 @@ class Run:
             self._feed.send({"run": self.id, "kind": "stop", "time": time.time(), "why": why})
         else:
             self.asked_to_stop = self.asked_to_stop or why
-
-    def wait(self, timeout: float | None = None, verbose: int = 1) -> str:
-        """Follow a run that another process trains until it has ended; return its state.
-
-        If that process goes away with its scheduler, the run has failed. One that is only read back is not followed.
-
-        Parameters
-        ----------
-        timeout : float, optional
-            Seconds to wait at most.
-        verbose : int
-            0 shows nothing. To interrupt the cell ends the watching, not the run.
-        """
-        from daskdl.display import following
-
-        deadline = time.monotonic() + (timeout if timeout is not None else math.inf)
-        with following(self, verbose), self._changed:
-            while self.state not in ENDED and (left := deadline - time.monotonic()) > 0 and self._is_heard_of():
-                self._changed.wait(min(left, LOOK_SECONDS))
-        return self.state
-
-    def _is_heard_of(self) -> bool:
-        """Whether there is somebody to say how the run ends; if there was one, it is what is kept, or has failed."""
-        if self._follower is None or self._follower.status != "closed":
-            return self._store is not None or self._follower is not None
-        with suppress(ValueError):  # nothing is kept
-            kept = load_run(self.id, self.folder.rpartition("/")[0]).record
-            self.record = kept if kept.state in ENDED else self.record
-        if self.state not in ENDED:
-            self._apply({"run": self.id, "kind": "end", "time": time.time(), "state": "failed", "error": GONE})
-        return False
 
     def __enter__(self) -> Self:
         return self
@@ -216,8 +171,6 @@ class Run:
         self._apply(message)
         if self._feed is not None:
             self._feed.send(message)
-
-    # what the workers say
 
     def follow(self, client: Client, record: RunRecord | None) -> None:
         """Hear what another process says of its run from now on, after what is known; the client closes at its end."""
@@ -248,11 +201,9 @@ class Run:
         with self._changed:
             self.record.apply(message)
             if self._store is not None:
-                self._store.keep(self.record, message)
+                self._store.keep(self.record, self._changed, message)
             self._from_workers[message.get("generation", 0)] += from_worker
             self._changed.notify_all()
-
-    # what is left
 
     @property
     def id(self) -> str:
@@ -289,113 +240,6 @@ class Run:
         """Why it failed, else None."""
         return self.record.error
 
-    @property
-    def metrics(self) -> pd.DataFrame:
-        """One row a step, one column a metric; long curves are thinned evenly."""
-        import pandas as pd
-
-        with self._changed:
-            curves = {name: curve.xy() for name, curve in self.record.curves.items()}
-        columns = {name: pd.Series(values, index=steps, dtype="float64") for name, (steps, values) in curves.items()}
-        return pd.DataFrame(columns).rename_axis("step").sort_index()
-
-    @property
-    def events(self) -> pd.DataFrame:
-        """One row an event: ``time`` (UTC), ``event``, ``text``, ``step``."""
-        import pandas as pd
-
-        with self._changed:
-            frame = pd.DataFrame(self.record.events, columns=["time", "event", "text", "step"])
-        frame["time"] = pd.to_datetime(frame["time"].astype("float64"), unit="s", utc=True)
-        frame["step"] = frame["step"].astype("Int64")
-        return frame
-
-    def open(self, path: str, mode: str = "rb") -> IO[Any]:
-        """Open an artifact of the folder for reading or writing, local or remote."""
-        return Folder(self.folder).open(path, mode)
-
-    def artifacts(self) -> list[str]:
-        """List the artifacts by their path inside the folder."""
-        return Folder(self.folder).names()
-
-    def keep_lines(self, lines: list[Line]) -> None:
-        """Keep what ranks have printed and logged, for :meth:`logs`; of too many the newest."""
-        with self._changed:
-            self._lines = sorted([*self._lines, *lines], key=lambda line: line["time"])[-MAX_LINES:]
-
-    def logs(self) -> pd.DataFrame:
-        """Return what the ranks have printed and logged: from their workers while the run lasts, kept with it after.
-
-        Of each rank the newest lines are there, some thousands; what it prints is still seen where its worker's output
-        goes. Without a cluster there are none, for they are seen in the notebook.
-
-        Returns
-        -------
-        DataFrame
-            One row a line: ``time`` (UTC), ``rank``, ``level`` (``stdout``, ``stderr``, ``WARNING``, ...), ``text``.
-
-        Examples
-        --------
-        >>> run.logs().query("rank == 1").tail()  # doctest: +SKIP
-        """
-        import pandas as pd
-
-        lines = list(self._lines)
-        client = self._feed.client if self._feed is not None and self.state not in ENDED else None
-        if client is not None:
-            lines += [line for said in client.run(lines_of, self.id, on_error="ignore").values() for line in said or ()]
-        elif not lines:
-            with suppress(FileNotFoundError), self.open("logs.jsonl", "r") as file:
-                lines = [json.loads(line) for line in file]
-        frame = pd.DataFrame(lines, columns=["time", "rank", "level", "text"]).sort_values("time", ignore_index=True)
-        frame["time"] = pd.to_datetime(frame["time"].astype("float64"), unit="s", utc=True)
-        return frame
-
-    def remember_order(self, order: Any) -> None:
-        """Keep the sample order of the run, for :meth:`audit`."""
-        self._order = order
-
-    def _files(self) -> dict[str, bytes]:
-        files = {}
-        if self.record.ranks is not None:
-            files["ranks.json"] = json.dumps(dataclasses.asdict(self.record.ranks)).encode()
-        if self._lines:
-            files["logs.jsonl"] = "".join(json.dumps(line) + "\n" for line in self._lines).encode()
-        if self._order is not None:
-            from daskdl.data.audit import order_to_bytes
-
-            files |= {"order.npz": order_to_bytes(self._order), "uses.json": json.dumps(self.record.uses).encode()}
-        return files
-
-    def audit(self) -> pd.DataFrame:
-        """Tell how often each row was used, as the ranks recorded it while they read.
-
-        Returns
-        -------
-        DataFrame
-            One row an epoch, ``epoch`` as the index: ``steps`` done, ``rows`` used, the ``min`` and ``max`` number of
-            times a row was used, the ``digest`` of which row stood where (16 hexadecimal digits, the same for any
-            number of ranks), and ``as_planned``: whether it is that of the sample order. An epoch that is not over has
-            rows used 0 times.
-
-        Raises
-        ------
-        ValueError
-            The run used no sample order: it was not a training of a network.
-        """
-        from daskdl.data.audit import audit_table, order_from_bytes
-
-        order, uses = self._order, self.record.uses
-        if order is None:
-            try:
-                with self.open("order.npz") as order_file, self.open("uses.json") as uses_file:
-                    order, uses = order_from_bytes(order_file.read()), [tuple(use) for use in json.load(uses_file)]
-            except FileNotFoundError:
-                raise ValueError(
-                    f"run {self.id} recorded no use of rows: trainings of networks do, and keep it when they end."
-                ) from None
-        return audit_table(order, uses)
-
     def breakdown(self) -> pd.DataFrame:
         """Tell where the time of each rank goes, and which of them the others wait for.
 
@@ -413,29 +257,15 @@ class Run:
         """
         import pandas as pd
 
-        from daskdl.tracking.breakdown import verdict
-
         with self._changed:
             per_step = self.record.ranks.per_step() if self.record.ranks is not None else []
         frame = (pd.DataFrame(per_step) * 1_000).rename_axis("rank")
         frame.attrs["verdict"] = verdict(per_step)
         return frame
 
-    def plot(self, **options: Any) -> Any:
-        """Draw the curves, losses on a log scale with ``logy=True``; see :func:`daskdl.plotting.plot_run`."""
-        from daskdl.plotting import plot_run
-
-        return plot_run(self, **options)
-
-    def __repr__(self) -> str:
-        from daskdl.tracking.summary import one_line
-
-        return f"<Run {self.id}: {one_line(self.record)}>"
-
-    def _repr_html_(self) -> str:
-        from daskdl.tracking.card import html_card
-
-        return html_card(self.record, self.folder)
+    def _files(self) -> dict[str, bytes]:
+        """What the folder keeps of it beside its record."""
+        return {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep what is known now: a copy neither listens nor writes."""
@@ -446,39 +276,6 @@ class Run:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def outcome(error: BaseException | None) -> tuple[str, str | None]:
-    """Return state and text of a run that ends with ``error``, or with None."""
-    if error is None:
-        return "finished", None
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped", "stopped by KeyboardInterrupt"
-    return "failed", f"{type(error).__name__}: {error}"
-
-
 def reserve(run_id: str) -> None:
     """Give the next run of this process an id that another process has chosen."""
     _reserved[:] = [run_id]
-
-
-def runs(root: str | os.PathLike[str] | None = None) -> pd.DataFrame:
-    """List the runs kept under ``root``, newest first, one row a run.
-
-    Columns: ``id``, ``name``, ``algorithm``, ``state``, ``started`` (UTC), ``seconds``, then the parameters as
-    ``params.<name>`` and the last value of each metric.
-    """
-    from daskdl.tracking.archive import list_runs
-
-    return list_runs(resolve_root(root))
-
-
-def load_run(id: str, root: str | os.PathLike[str] | None = None) -> Run:
-    """Read a run back from ``root``.
-
-    Raises
-    ------
-    ValueError
-        There is no such run; the message names the nearest.
-    """
-    from daskdl.tracking.archive import read_run
-
-    return Run(*read_run(id, resolve_root(root)))
