@@ -248,9 +248,7 @@ class Context:
             self.step = batch.step + 1
             yield tensors
             clock.lap("other")
-            if self._virtual is not None:
-                self._virtual.check(batch.step)
-            self._gradients.end_step()
+            self._gradients.end_step() if self._virtual is None else self._virtual.check(batch.step)
             self.report_to.close_step(batch)
             word = self._agreement.answer(batch.step)
             clock.lap("all-reduce")
