@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from daskdl.data.sources.base import CHUNK_ROWS, Chunk, Source
 from daskdl.data.sources.fingerprint import fingerprint
+from daskdl.data.sources.tables import table_of
 from daskdl.errors import DataError
 
 CHUNK_VALUES = 1 << 18  # of one column, in the windows that are made at a time
@@ -260,5 +261,4 @@ def _to_table(chunk: Chunk) -> pa.Table:
         return chunk
     if isinstance(chunk, pa.RecordBatch):
         return pa.Table.from_batches([chunk])
-    table = chunk.to_arrow if hasattr(chunk, "to_arrow") else partial(pa.Table.from_pandas, chunk)
-    return table(preserve_index=False).replace_schema_metadata(None)
+    return table_of(chunk)
