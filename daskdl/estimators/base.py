@@ -89,14 +89,21 @@ class DaskEstimator(BaseEstimator):
                 pack(value, name)
         return client
 
-    def _read(self, X: Any, y: Any, client: Any, **how: Any) -> Rows:
-        """Read and learn, ``how`` as in ``read_rows``: sets ``schema_``, ``target_`` and what scikit-learn knows."""
+    def _read(self, X: Any, y: Any, client: Any, known: Any = None, needs_label: bool = True, **how: Any) -> Rows:
+        """Read and learn, ``how`` as in ``read_rows``: sets ``schema_``, ``target_`` and what scikit-learn knows.
+
+        ``known`` are all classes there will be; without ``y`` there is no target, unless a label is needed.
+        """
         classes, kinds = isinstance(self, ClassifierMixin), how.get("kinds")
-        if y is None:
+        if y is None and needs_label:
             raise ValueError(NO_TARGET)
         rows = read_rows(X, y, classes=classes, client=client, **how)
-        name = label_names(y)
-        self.schema_, self.target_ = learn(rows, name, classes=classes, missing=self.missing, kinds=kinds)
+        rows.label.values |= {c: 0 for c in plain_classes(known) if c not in rows.label.values}
+        if y is None:
+            self.schema_, self.target_ = Schema.from_stats(rows.stats, self.missing, kinds), Target(None)
+        else:
+            how = {"classes": classes, "missing": self.missing, "kinds": kinds}
+            self.schema_, self.target_ = learn(rows, label_names(y), **how)
         self.n_features_in_ = len(self.schema_.columns)
         self.__dict__.pop("feature_names_in_", None)
         if has_text_names(X):
@@ -111,24 +118,23 @@ class DaskEstimator(BaseEstimator):
         if not isinstance(validation_data, tuple) or len(validation_data) != 2:
             raise TypeError(f"validation_data must be (X, y), got {type(validation_data).__name__}")
         X, y = validation_data
-        if y is None:
-            raise ValueError(f"validation_data {NO_TARGET}")
-        rows = read_rows(
-            X,
-            y,
-            classes=isinstance(self, ClassifierMixin),
-            client=client,
-            moments=False,
-            kinds=getattr(self, "kinds", None),
-            **how,
-        )
+        how = {"kinds": getattr(self, "kinds", None), **how}
+        return self._read_known(X, y, client, "validation_data", moments=False, **how)
+
+    def _read_known(self, X: Any, y: Any, client: Any, what: str, needs_label: bool = True, **how: Any) -> Rows:
+        """Read more rows, as those of ``fit``; ``what`` names them in messages."""
+        if y is None and needs_label:
+            raise ValueError(f"{what} {NO_TARGET}")
+        if what == "X":
+            X = self._with_fit_names(X) if not hasattr(X, "columns") and not isinstance(X, Source) else X
+        rows = read_rows(X, y, classes=isinstance(self, ClassifierMixin), client=client, **how)
         if not rows.n_rows:
-            raise DataError("validation_data has no rows; there is nothing to validate on. Look at its filters.")
+            raise DataError(f"{what} has no rows; there is nothing to learn from. Look at its filters.")
         self.schema_.check([name for name in rows.stats if not self._is_weight(name)])
         unknown = set(rows.label.values) - set([] if self.target_.classes is None else self.target_.classes.tolist())
         if self.target_.classes is not None and unknown:
             raise DataError(
-                f"validation_data has labels that training data does not: {sorted(unknown, key=str)[:10]}. Known: "
+                f"{what} has labels that training data does not: {sorted(unknown, key=str)[:10]}. Known: "
                 f"{self.target_.classes.tolist()[:10]}."
             )
         return rows
@@ -149,7 +155,8 @@ class DaskEstimator(BaseEstimator):
         return X.drop(columns=weights) if weights else X
 
     def _is_weight(self, name: Any) -> bool:
-        return name == getattr(self, "sampling", None) and name not in self.schema_.names
+        aside = (getattr(self, "sampling", None), *getattr(self, "_set_aside", ()))
+        return name in aside and name not in self.schema_.names
 
     def _read_lazily(self, X: Source) -> Any:
         """Return the rows of a source, with the columns that were in fit or say where a row comes from."""
@@ -291,3 +298,8 @@ def _compared(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
         X, y = label_column(X, y)
     y, found = dask.compute(with_objects(y) if isinstance(y, dd.Series) else y, estimator.predict(X))
     return estimator.target_.known(to_pandas(y)), found
+
+
+def plain_classes(classes: Any) -> list[Any]:
+    """Class labels as Python's own values."""
+    return [] if classes is None else [c.item() if isinstance(c, np.generic) else c for c in classes]

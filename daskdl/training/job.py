@@ -34,6 +34,7 @@ from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.commit import Commit, deposited, forget_commit, put_commit
 from daskdl.training.gangs import Answer, Gangs
 from daskdl.training.ordering import make_order, most_ranks
+from daskdl.training.randomness import random_state
 from daskdl.training.resuming import Resumed, checkpoints_of
 from daskdl.travel import Packed, pack
 
@@ -127,13 +128,14 @@ class Job:
         self.facts = facts_of_rows(rows, self.workers, batch_size)
         self._digests = rows.source.fingerprint if rows.source is not None else [look.digest for look in rows.looks]
         self.epochs = epochs
-        encoder = TensorEncoder(schema, target, rows.label_name, rows.weight_name, rows.extras)
+        labels = None if rows.label_name is None else target
+        encoder = TensorEncoder(schema, labels, rows.label_name, rows.weight_name, rows.extras)
         self._shards = [Shards(rows, encoder, self.order, epochs, self.workers, picks)]
         self._validation_order = None
         if validation is not None:
             size = min(validation.n_rows, VALIDATION_ROWS * self.world_size)
             self._validation_order = SampleOrder(validation.counts, size, seed, **validation.layout(size))
-            encoder = TensorEncoder(schema, target, validation.label_name, extras=validation.extras)
+            encoder = TensorEncoder(schema, labels, validation.label_name, extras=validation.extras)
             self._shards.append(Shards(validation, encoder, self._validation_order, 0, self.workers))
 
     @property
@@ -166,6 +168,7 @@ class Job:
         generation = 0
         with ExitStack() as stack:
             for shards in self._shards:
+                shards.say = partial(run.event, "waiting")
                 stack.enter_context(shards)
             if self.client is None:
                 readers = (shards.readers([])[0] for shards in self._shards)
@@ -215,10 +218,10 @@ def rank_main(
         )
         if order is not None
     ]
-    with recorded, alone, torch.random.fork_rng():
+    seed = feed.order.seed * 1_000_003 + rank
+    with recorded, alone, random_state(seed):
         if commit is not None and commit.step:
             put_commit(feed.run, commit)
-        torch.manual_seed(feed.order.seed * 1_000_003 + rank)
         if isinstance(feed.order, VirtualOrder):
             torch.set_num_threads(1)  # sums depend on how many threads share them; the gang puts back what was
         about = (feed.schema, feed.target, feed.run, generation, send, commit, feed.checkpoints)

@@ -60,8 +60,8 @@ def margin(output: torch.Tensor, reads: Reads) -> torch.Tensor:
 def values(output: torch.Tensor, reads: Reads) -> torch.Tensor:
     """Numbers in the unit in which the loss saw the label: shape (n_rows,), or (n_rows, n_outputs) of several."""
     output = output.double()
-    if output.ndim == 2 and output.shape[1] == 1:
-        output = output[:, 0]
+    if output.ndim > 1:
+        output = output[:, 0] if output[0].numel() == 1 and output.ndim == 2 else output.flatten(1)
     if reads == "log_values":
         return output.exp()
     return output.sigmoid() if reads == "logits" else output
