@@ -224,3 +224,10 @@ def test_one_reading_of_labels(tmp_path: Path) -> None:
     rows = read_rows(daskdl.ImageFolderSource(str(tmp_path)), "label", classes=True, client=None)
     schema, target = learn(rows, "label", classes=True, missing="impute")
     assert schema.names == ["image"] and target.classes is not None and target.classes.tolist() == ["cat", "dog"]
+
+
+def test_where_a_line_comes_from_is_no_feature(tmp_path: Path) -> None:
+    (tmp_path / "late.txt").write_text("a b\nc\n")
+    source = daskdl.TextSource(str(tmp_path), file=True)
+    rows = read_rows(source.map(lambda rows: rows.assign(n=1)), None, classes=True, client=None)
+    assert list(rows.stats) == ["text", "n"] and "file" in source.to_dask().columns

@@ -136,7 +136,7 @@ class TextSource(Source):
     block_bytes : int
         Bytes of a group, about; a longer line is a group of its own.
     file : bool
-        Whether there is a column ``file`` beside ``text``.
+        Whether there is a column ``file`` beside ``text``; it says where a line comes from, and is no feature.
     map : callable
         Maps a function over the files: ``map``, an executor's, or ``client.map`` of Dask, whose workers then look at
         the files in parallel.
@@ -153,6 +153,8 @@ class TextSource(Source):
     >>> TextSource("memory://poem.txt").head().text.tolist()
     ['one', '', 'three']
     """
+
+    provenance = ("file",)
 
     def __init__(
         self,

@@ -126,6 +126,7 @@ class TimeWindows(Source):
         last = [last] if isinstance(last, str) else last
         self.source, self.cut = source, Cut(length, by, step, max_gap, groups, ahead)
         self.last = dict(last) if isinstance(last, Mapping) else {name: name for name in last}
+        self.provenance, self.notes = source.provenance, source.notes
         self._check()
         self.counts = self._count(map)
         self.row_bytes = source.row_bytes * length
@@ -175,7 +176,7 @@ class TimeWindows(Source):
         within = pa.array((starts[:, None] + np.arange(cut.length)).reshape(-1))
         columns = {}
         for name in rows.column_names:
-            if name == cut.by or name in cut.groupby:
+            if name == cut.by or name in cut.groupby or name in self.provenance:
                 columns[name] = rows[name].take(ends)
             elif name not in self.last:
                 columns[name] = _lists(rows[name], within, cut.length)
