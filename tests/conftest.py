@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client
+from hypothesis import settings
 from ranks_at_hand import RanksAtHand, ranks_at_hand
 
 from daskdl.run import Run
@@ -24,6 +25,10 @@ from daskdl.tracking.folder import set_root
 # before torch is imported: two processes of tests share the cores, and threads that wait would spin
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+
+# beside a program that uses all cores, any example may take long
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 LONG = ("test_browser", "test_following", "test_demo", "test_growing", "test_many_ranks", "test_lab")
 LONG += ("test_docs", "test_docs_code")
