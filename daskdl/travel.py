@@ -73,7 +73,7 @@ class Packed:
         home : bool
             Whether they come back to who sent their classes: those it has stay as they are.
         """
-        home = home or self.process == _this_process()
+        home = home or self.process == this_process()
         thing, modules = _Opener(self.data, found, home).load()
         # what functions import when they are called; at home there may be another version, which is not touched
         sys.modules.update({n: m for n, m in modules.items() if n not in sys.modules} if home else modules)
@@ -144,11 +144,11 @@ def _packed(thing: Any, most: int | None = None) -> Packed:
     modules: dict[str, types.ModuleType] = {}
     while True:
         file = _Bounded(most)
-        with _packing, _by_value() as mine:
+        with by_value() as mine:
             packer = _Packer(file, mine)
             packer.dump((thing, modules))
         if packer.imports.keys() <= modules.keys():
-            return Packed(file.getvalue(), packer.futures, _this_process())
+            return Packed(file.getvalue(), packer.futures, this_process())
         modules = {**modules, **packer.imports}
 
 
@@ -164,7 +164,7 @@ def _opened(function: Callable[..., Any], found: Sequence[Any], *args: Any) -> A
     return function(*(a.open(f) if isinstance(a, Packed) else a for a, f in zip(args, found, strict=True)))
 
 
-def _this_process() -> str:
+def this_process() -> str:
     """Name of this process; one that was forked has its own."""
     global _process
     if _process[0] != os.getpid():
@@ -207,19 +207,20 @@ def _is_installed(file: str) -> bool:
 
 
 @contextmanager
-def _by_value() -> Iterator[dict[str, types.ModuleType]]:
+def by_value() -> Iterator[dict[str, types.ModuleType]]:
     """Have cloudpickle send what is in the user's modules by value, for the duration of a block."""
     mine = {name: module for name, module in users_modules().items() if name != "__main__"}
-    known = cloudpickle.list_registry_pickle_by_value()
-    added = [module for name, module in mine.items() if name not in known]
-    try:
-        for module in added:
-            cloudpickle.register_pickle_by_value(module)
-        yield mine
-    finally:
-        for module in added:
-            if module.__name__ in cloudpickle.list_registry_pickle_by_value():
-                cloudpickle.unregister_pickle_by_value(module)
+    with _packing:
+        known = cloudpickle.list_registry_pickle_by_value()
+        added = [module for name, module in mine.items() if name not in known]
+        try:
+            for module in added:
+                cloudpickle.register_pickle_by_value(module)
+            yield mine
+        finally:
+            for module in added:
+                if module.__name__ in cloudpickle.list_registry_pickle_by_value():
+                    cloudpickle.unregister_pickle_by_value(module)
 
 
 # -- packing ----------------------------------------------------------------------------------------------------------
@@ -318,8 +319,8 @@ def _same(thing: Any) -> Any:
 class _Opener(pickle.Unpickler):
     """Opens what was packed; at home, classes that this process has are not made again, and not changed."""
 
-    def __init__(self, data: bytes, found: Sequence[Any], home: bool) -> None:
-        super().__init__(io.BytesIO(data))
+    def __init__(self, data: bytes, found: Sequence[Any], home: bool, buffers: Sequence[Any] | None = None) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
         self._found, self._home = found, home
         self._own: list[type] = []
 
@@ -348,6 +349,11 @@ class _Opener(pickle.Unpickler):
 
     def _set(self, setstate: Callable[..., Any], cls: type, state: Any) -> Any:
         return cls if any(cls is own for own in self._own) else setstate(cls, state)
+
+
+def opened(data: bytes, buffers: Sequence[Any], process: str) -> Any:
+    """Open a pickle that was made in ``by_value`` in a process, with the arrays that lie beside it."""
+    return _Opener(data, (), process == this_process(), buffers).load()
 
 
 def _named(module: str, name: str) -> type | None:

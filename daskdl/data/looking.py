@@ -23,6 +23,7 @@ from daskdl.data.schema.values import column_of, names_of, numbers, raw_column
 from daskdl.data.sources.base import Chunk, Source
 from daskdl.errors import DataError
 from daskdl.travel import pack, submit
+from daskdl.waiting import as_they_come
 from daskdl.workers import again_if_lost, workers_of
 
 PIECES_PER_WORKER = 4
@@ -157,7 +158,11 @@ def look_at_source(source: Source, asked: Asked, client: Client | None) -> list[
 
 def _look_on_workers(client: Client, source: Source, runs: list[range], asked: Asked) -> list[Any]:
     held, packed = client.scatter(pack(source, "the source"), hash=False), pack(asked, "kinds= with what they hold")
-    return list(client.gather([submit(client, look_at_groups, held, run, packed) for run in runs]))
+    futures = [submit(client, look_at_groups, held, run, packed) for run in runs]
+    for future in as_they_come(client, futures, "a look at the source"):
+        if future.status != "finished":
+            break  # it is raised below
+    return list(client.gather(futures))
 
 
 def look_at_groups(source: Source, groups: Sequence[int], asked: Asked) -> list[Look] | DataError:

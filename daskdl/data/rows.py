@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from distributed import Client, as_completed, futures_of
+from distributed import Client, futures_of
 
+from daskdl.clients import how_to_get_one
 from daskdl.data.encoders import Encoder, encode_piece
 from daskdl.data.extras import Columns, Extras, check_extras
 from daskdl.data.frame import LABEL, NO_TARGET, Frame, is_lazy, no_such_column, source_label
@@ -26,6 +27,7 @@ from daskdl.data.sources.parquet import ParquetSource
 from daskdl.data.staging.stage import stage
 from daskdl.errors import DataError
 from daskdl.travel import pack, submit
+from daskdl.waiting import as_they_come
 from daskdl.workers import again_if_lost, workers_of
 
 # Of a frame in memory. The order of the rows follows from how it is cut, so that does not follow from the cluster.
@@ -281,7 +283,7 @@ def _looks(pieces: list[Any], asked: Asked, client: Client | None) -> list[Look]
     futures = [submit(client, look_at, piece, packed) for piece in pieces]
     room = HELD_SHARE * sum(w["memory_limit"] or np.inf for w in workers_of(client).values())
     seen = 0
-    for n, future in enumerate(as_completed(futures, raise_errors=False), start=1):
+    for n, future in enumerate(as_they_come(client, futures, "the partitions of the frame"), start=1):
         look = future.result()
         if isinstance(look, DataError):
             raise look
@@ -294,10 +296,7 @@ def _looks(pieces: list[Any], asked: Asked, client: Client | None) -> list[Look]
 
 def _pieces(frame: Frame, client: Client | None, query: Any) -> list[Any]:
     if client is None:  # and the frame is lazy
-        raise ValueError(
-            "X is a Dask DataFrame and there is no Dask client to compute it with. Start one first: "
-            "client = daskdl.connect()."
-        )
+        raise ValueError(f"X is a Dask DataFrame and there is no Dask client to compute it with. {how_to_get_one()}")
     if is_lazy(frame):
         return sorted(futures_of(client.persist(frame)), key=lambda future: future.key[-1])  # keys are (name, i)
     return list(client.scatter(_cut(frame, query), hash=False))

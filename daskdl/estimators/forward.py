@@ -18,6 +18,7 @@ from daskdl.errors import DataError
 from daskdl.estimators.tabular import TabularNet
 from daskdl.training.copies import copied
 from daskdl.training.outputs import Reads, by_rows, class_scores, first_output, values
+from daskdl.training.randomness import random_state
 from daskdl.training.tensors import to_tensors
 
 PREDICT_ROWS = 65_536  # rows per forward pass, at most
@@ -34,8 +35,7 @@ def make_module(module: Module, schema: Schema, n_outputs: int, seed: int) -> nn
     TypeError
         It is neither a module nor a function that makes one.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with random_state(seed):
         made = copied(module) if isinstance(module, nn.Module) else _built(module, schema, n_outputs)
         _complete(made, schema)
     return made

@@ -162,6 +162,7 @@ class Gangs:
             held=True,
             watch=self._watch,
             interrupted=self._interrupt,
+            say=partial(self.run.event, "waiting"),
         )
         return answers[0]
 

@@ -34,6 +34,7 @@ from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.commit import Commit, deposited, forget_commit, put_commit
 from daskdl.training.gangs import Answer, Gangs
 from daskdl.training.ordering import make_order, most_ranks
+from daskdl.training.randomness import random_state
 from daskdl.training.resuming import Resumed, checkpoints_of
 from daskdl.travel import Packed, pack
 
@@ -167,6 +168,7 @@ class Job:
         generation = 0
         with ExitStack() as stack:
             for shards in self._shards:
+                shards.say = partial(run.event, "waiting")
                 stack.enter_context(shards)
             if self.client is None:
                 readers = (shards.readers([])[0] for shards in self._shards)
@@ -216,10 +218,10 @@ def rank_main(
         )
         if order is not None
     ]
-    with recorded, alone, torch.random.fork_rng():
+    seed = feed.order.seed * 1_000_003 + rank
+    with recorded, alone, random_state(seed):
         if commit is not None and commit.step:
             put_commit(feed.run, commit)
-        torch.manual_seed(feed.order.seed * 1_000_003 + rank)
         if isinstance(feed.order, VirtualOrder):
             torch.set_num_threads(1)  # sums depend on how many threads share them; the gang puts back what was
         about = (feed.schema, feed.target, feed.run, generation, send, commit, feed.checkpoints)

@@ -15,6 +15,7 @@ from daskdl.errors import DataError
 from daskdl.training.copies import copied
 from daskdl.training.losses import KNOWN, Known, Objective, OwnLoss, TorchLoss
 from daskdl.training.outputs import what_comes_out
+from daskdl.training.randomness import random_state
 from daskdl.training.rehearsal import Rehearsal, width
 from daskdl.training.tensors import to_tensors
 
@@ -82,8 +83,7 @@ def try_out(
     """
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError(f"module has no parameters that learn: {module!r}. Add a layer, or set requires_grad.")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with random_state(0):
         tried = copied(loss) if isinstance(loss, nn.Module) else loss
         trial = _Trying(copied(module), tried, target, schema, label, weighted, rebuilds).trial()
     if tried is not loss and isinstance(trial.objective.call, OwnLoss):  # it may have a state

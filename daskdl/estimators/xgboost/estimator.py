@@ -11,7 +11,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from daskdl.clients import current_client
-from daskdl.data.joining import joined
+from daskdl.data.joining import joined, label_names
 from daskdl.data.rows import Rows
 from daskdl.data.schema import Missing
 from daskdl.data.sources.base import Source
@@ -263,7 +263,7 @@ tree_method, device
         client, start = self._client(), start_of(xgb_model)
         rows = self._read(X, y, client, moments=False, extras=extras, several=not isinstance(self, ClassifierMixin))
         self._aside = [name for name in extras.values() if isinstance(name, str)]
-        job = self._job(said, rows, sets, start, client, workers_for(resumed, self.num_workers))
+        job = self._job(said, rows, label_names(y), sets, start, client, workers_for(resumed, self.num_workers))
         own = {k: v for k, v in self.get_params(deep=False).items() if k not in ("name", "verbose", "seed")}
         own = {k: v for k, v in own.items() if v is not None or k in ("num_workers", "checkpoints")}
         with started(self.name or "XGBoost", type(self).__name__, own, job, self.verbose, resumed) as run:
@@ -291,9 +291,16 @@ tree_method, device
         tried_alone(type(self).__name__, said, extras)
 
     def _job(
-        self, said: Wanted, rows: Rows, sets: Sets, start: Start | None, client: Any, num_workers: NumWorkers
+        self,
+        said: Wanted,
+        rows: Rows,
+        label: Any,
+        sets: Sets,
+        start: Start | None,
+        client: Any,
+        num_workers: NumWorkers,
     ) -> BoostJob:
-        config, objective = configured(self, said, rows, bool(sets), start)
+        config, objective = configured(self, said, rows, label, len(sets), start)
         self.objective_, self._numbers_named = objective, list(self.target_.names) or said.alphas
         alone = one_rank_only(config.params, objective, config.params.get("eval_metric", []))
         ranks_wanted(num_workers, alone)
