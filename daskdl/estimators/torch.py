@@ -18,6 +18,7 @@ from daskdl.estimators.forward import Module, class_outputs, make_module, number
 from daskdl.estimators.predict import Predictor
 from daskdl.estimators.tabular import TabularNet
 from daskdl.execution.interrupts import held_interrupts, noted_interrupts
+from daskdl.training.begin import begin
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.fit import FitConfig, fit_loop, make_optimizer
 from daskdl.training.following import in_background
@@ -172,7 +173,7 @@ class _TorchEstimator(DaskEstimator):
         if self.patience is not None and validation_data is None:
             raise ValueError(f"patience={self.patience} needs validation_data=(X, y): it is what is waited for.")
         loss = None if self.loss is None else as_loss(self.loss)
-        client = current_client()
+        client = begin(None, self.checkpoints, X, y, validation_data)
         several = isinstance(self, DaskRegressor)
         weight = weight_column(self.sampling)
         rows = self._read(X, y, client, moments=True, weight=weight, kinds=self.kinds, several=several)

@@ -18,7 +18,7 @@ from distributed import Client, futures_of
 from daskdl.data.frame import is_lazy
 from daskdl.execution import spmd
 from daskdl.run import Run, load_run
-from daskdl.tracking.folder import Folder, is_remote, new_id, resolve_root
+from daskdl.tracking.folder import Folder, check_writable, is_remote, new_id, resolve_root
 from daskdl.tracking.record import RunRecord
 from daskdl.workers import workers_of
 
@@ -43,6 +43,7 @@ def in_background(
         The process ended before it began the run; the text has the end of its log.
     """
     spmd.span_of(num_workers)
+    check_writable(resolve_root())
     if client is not None:
         spmd.choose_workers(client, num_workers)
     elsewhere = client is not None and client.cluster is None

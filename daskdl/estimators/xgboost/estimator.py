@@ -25,6 +25,7 @@ from daskdl.estimators.xgboost.predicting import NO_PROBABILITIES, TreePredictor
 from daskdl.estimators.xgboost.sets import Sets, sets_of
 from daskdl.estimators.xgboost.start import Start, booster_of, start_of
 from daskdl.execution.interrupts import noted_interrupts
+from daskdl.training.begin import begin
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.following import in_background
 from daskdl.training.job import NumWorkers, started
@@ -260,7 +261,7 @@ tree_method, device
         said, sets = self._wanted(), sets_of(validation_data, extras)
         self._check(said, sets, extras)
         y = extras["label_lower_bound"] if y is None and "label_lower_bound" in extras else y
-        client, start = current_client(), start_of(xgb_model)
+        client, start = begin(None, self.checkpoints, X, y, validation_data), start_of(xgb_model)
         rows = self._read(X, y, client, moments=False, extras=extras, several=not isinstance(self, ClassifierMixin))
         self._aside = [name for name in extras.values() if isinstance(name, str)]
         job = self._job(said, rows, sets, start, client, workers_for(resumed, self.num_workers))
