@@ -28,6 +28,7 @@ _NAMES = {
     "Image": "data.schema",
     "Text": "data.schema",
     "Array": "data.schema",
+    "Category": "data.schema",
     "SampleOrder": "data.order",
     "Source": "data.sources.base",
     "ParquetSource": "data.sources.parquet",
@@ -42,7 +43,7 @@ _NAMES = {
     "runs": "run",
     "load_run": "run",
     "compare": "plotting",
-    "load": "estimators.base",
+    "load": "estimators.saving",
 }
 _MODULES = ("datasets", "errors", "plotting", "spmd")
 

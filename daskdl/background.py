@@ -29,7 +29,7 @@ def main() -> None:
     session = {"address": client.scheduler.address, "dashboard": client.dashboard_link, "pid": os.getpid()}
     folder.write(SESSION_FILE, json.dumps(session).encode())
     try:
-        function, args = pickle.loads(job)
+        function, args = job.open()
         function(*args)
     finally:
         writer.flush(FLUSH_SECONDS)  # who finds no session looks for the run where runs are kept

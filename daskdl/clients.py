@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -13,12 +14,39 @@ if TYPE_CHECKING:
     from distributed import Client
 
 KNOCK_SECONDS = 0.5
+LET_GO = (
+    "A task of Dask's that waits for others must let its thread go meanwhile, or it may wait for itself: "
+    "with distributed.worker_client(): ..."
+)
+
+
+def how_to_get_one() -> str:
+    """Say what to do where there is no client to compute with."""
+    return LET_GO if _holds_a_thread() else "Start one first: client = daskdl.connect()."
+
+
+def _holds_a_thread() -> bool:
+    """Whether this is a task of Dask's, or a thread it has started, that others may have to wait for."""
+    if "distributed.worker" not in sys.modules:
+        return False
+    from distributed import Client, Worker, get_worker
+    from distributed.threadpoolexecutor import thread_state
+
+    try:
+        get_worker()
+    except ValueError:  # no task; but in a worker's process its own client is the current one
+        with contextlib.suppress(ValueError):
+            return Client.current() in Worker._initialized_clients
+        return False
+    return bool(getattr(thread_state, "proceed", True))
 
 
 def client_at_hand(client: Client | None = None) -> Client | None:
     """Return the client given, or the current one, or None where there is none, as it is."""
     from distributed import Client
 
+    if client is None and _holds_a_thread():
+        return None
     try:
         return client if client is not None else Client.current()
     except ValueError:
@@ -28,10 +56,15 @@ def client_at_hand(client: Client | None = None) -> Client | None:
 def current_client(client: Any = None) -> Client | None:
     """Return the client given, or the current one, or None where there is none, to compute with.
 
+    In a task of Dask's there is none, as ranks would wait for the thread that the task holds: what is in memory is
+    computed where the task is. A task that has let its thread go, as ``distributed.worker_client`` does, has one.
+
     Raises
     ------
     TypeError
         What was given is no client, or it is asynchronous: its answers are awaited, and nothing here awaits.
+    ValueError
+        One was given in a task that holds its thread.
     ConnectionFailed
         It was closed, or its scheduler is gone.
 
@@ -44,6 +77,8 @@ def current_client(client: Any = None) -> Client | None:
     """
     from distributed import Client
 
+    if client is not None and _holds_a_thread():
+        raise ValueError(f"client= was given in a task that holds its thread. {LET_GO}")
     found = client_at_hand(client)
     if found is None:
         return None
@@ -66,7 +101,7 @@ def needed_client(client: Any, what: str) -> Client:
     """
     found = current_client(client)
     if found is None:
-        raise ValueError(f"{what}, and there is no Dask client to do it. Start one first: client = daskdl.connect().")
+        raise ValueError(f"{what}, and there is no Dask client to do it. {how_to_get_one()}")
     return found
 
 

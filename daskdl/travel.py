@@ -32,9 +32,8 @@ from distributed import Client, Future
 from daskdl.codewalk import imported_in
 from daskdl.errors import CannotTravel
 
-_FRESH: dict[
-    type, Any
-] = {  # what a process makes for itself when it imports a module, so that a copy of the module has its own
+# what a process makes for itself when it imports a module, so that a copy of the module has its own
+_FRESH: dict[type, Any] = {
     type(threading.Lock()): threading.Lock,
     type(threading.RLock()): threading.RLock,
     threading.local: threading.local,
@@ -74,10 +73,10 @@ class Packed:
         home : bool
             Whether they come back to who sent their classes: those it has stay as they are.
         """
-        home = home or self.process == _this_process()
+        home = home or self.process == this_process()
         thing, modules = _Opener(self.data, found, home).load()
-        if not home:
-            sys.modules.update(modules)  # what functions import when they are called
+        # what functions import when they are called; at home there may be another version, which is not touched
+        sys.modules.update({n: m for n, m in modules.items() if n not in sys.modules} if home else modules)
         return thing
 
     @functools.cached_property
@@ -90,18 +89,22 @@ class Packed:
         return {"data": self.data, "futures": [], "process": self.process}
 
 
-def pack(thing: Any, what: str = "it") -> Packed:
+def pack(thing: Any, what: str = "it", to: str = "to the workers", most: int | None = None) -> Packed:
     """Pack objects: those of the user's own modules by value, all others as pickle does.
 
     Parameters
     ----------
     what : str
-        What they are, for the error.
+        What they are, for the error; and where ``to`` they are sent.
+    most : int, optional
+        Bytes that it may come to.
 
     Raises
     ------
     CannotTravel
         Something in it belongs to this process; the message says what, and where it is held.
+    OverflowError
+        It comes to more than ``most``.
 
     Examples
     --------
@@ -109,28 +112,43 @@ def pack(thing: Any, what: str = "it") -> Packed:
     [1, 2]
     """
     try:
-        return _packed(thing)
+        return _packed(thing, most)
+    except OverflowError:
+        raise
     except Exception as error:  # of any class: it is the user's own objects
         from daskdl.codewalk import culprit
 
         where = culprit(thing, _packed)
         where = f"{what}{where}" if where[:1] in (".", "[", "") else where
         raise CannotTravel(
-            f"{what} cannot be sent to another process, because of {where} ({type(error).__name__}: {error}). Locks, "
-            "files, connections, clients and generators belong to the process that made them: make them where they "
-            "are used, inside the function or at the first call."
+            f"{what} cannot be sent {to}: {error}. What it uses from outside travels with it, and {where} belongs to "
+            "this process. Make locks, files, connections, clients and generators where they are used: inside the "
+            "function, or at the first call."
         ) from error
 
 
-def _packed(thing: Any) -> Packed:
+class _Bounded(io.BytesIO):
+    """Memory that takes so much and no more."""
+
+    def __init__(self, most: int | None) -> None:
+        super().__init__()
+        self.most = most
+
+    def write(self, data: Any) -> int:
+        if self.most is not None and self.tell() + memoryview(data).nbytes > self.most:
+            raise OverflowError(f"more than {self.most:,} bytes")
+        return super().write(data)
+
+
+def _packed(thing: Any, most: int | None = None) -> Packed:
     modules: dict[str, types.ModuleType] = {}
     while True:
-        file = io.BytesIO()
-        with _packing, _by_value() as mine:
+        file = _Bounded(most)
+        with by_value() as mine:
             packer = _Packer(file, mine)
             packer.dump((thing, modules))
         if packer.imports.keys() <= modules.keys():
-            return Packed(file.getvalue(), packer.futures, _this_process())
+            return Packed(file.getvalue(), packer.futures, this_process())
         modules = {**modules, **packer.imports}
 
 
@@ -146,7 +164,7 @@ def _opened(function: Callable[..., Any], found: Sequence[Any], *args: Any) -> A
     return function(*(a.open(f) if isinstance(a, Packed) else a for a, f in zip(args, found, strict=True)))
 
 
-def _this_process() -> str:
+def this_process() -> str:
     """Name of this process; one that was forked has its own."""
     global _process
     if _process[0] != os.getpid():
@@ -189,19 +207,20 @@ def _is_installed(file: str) -> bool:
 
 
 @contextmanager
-def _by_value() -> Iterator[dict[str, types.ModuleType]]:
+def by_value() -> Iterator[dict[str, types.ModuleType]]:
     """Have cloudpickle send what is in the user's modules by value, for the duration of a block."""
     mine = {name: module for name, module in users_modules().items() if name != "__main__"}
-    known = cloudpickle.list_registry_pickle_by_value()
-    added = [module for name, module in mine.items() if name not in known]
-    try:
-        for module in added:
-            cloudpickle.register_pickle_by_value(module)
-        yield mine
-    finally:
-        for module in added:
-            if module.__name__ in cloudpickle.list_registry_pickle_by_value():
-                cloudpickle.unregister_pickle_by_value(module)
+    with _packing:
+        known = cloudpickle.list_registry_pickle_by_value()
+        added = [module for name, module in mine.items() if name not in known]
+        try:
+            for module in added:
+                cloudpickle.register_pickle_by_value(module)
+            yield mine
+        finally:
+            for module in added:
+                if module.__name__ in cloudpickle.list_registry_pickle_by_value():
+                    cloudpickle.unregister_pickle_by_value(module)
 
 
 # -- packing ----------------------------------------------------------------------------------------------------------
@@ -300,8 +319,8 @@ def _same(thing: Any) -> Any:
 class _Opener(pickle.Unpickler):
     """Opens what was packed; at home, classes that this process has are not made again, and not changed."""
 
-    def __init__(self, data: bytes, found: Sequence[Any], home: bool) -> None:
-        super().__init__(io.BytesIO(data))
+    def __init__(self, data: bytes, found: Sequence[Any], home: bool, buffers: Sequence[Any] | None = None) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
         self._found, self._home = found, home
         self._own: list[type] = []
 
@@ -330,6 +349,11 @@ class _Opener(pickle.Unpickler):
 
     def _set(self, setstate: Callable[..., Any], cls: type, state: Any) -> Any:
         return cls if any(cls is own for own in self._own) else setstate(cls, state)
+
+
+def opened(data: bytes, buffers: Sequence[Any], process: str) -> Any:
+    """Open a pickle that was made in ``by_value`` in a process, with the arrays that lie beside it."""
+    return _Opener(data, (), process == this_process(), buffers).load()
 
 
 def _named(module: str, name: str) -> type | None:

@@ -17,6 +17,7 @@ from daskdl.data.looking import content_digest
 from daskdl.data.sampling import WEIGHT
 from daskdl.data.schema import Schema
 from daskdl.data.schema.target import Target
+from daskdl.data.schema.values import column_of, numbers, raw_column
 from daskdl.data.sources.base import Chunk, to_frame
 from daskdl.errors import DataError
 from daskdl.travel import Packed
@@ -47,7 +48,7 @@ class TensorEncoder:
             block["y"] = encode_labels(self.target, chunk, self.label)
         block |= {role: x.astype(np.float32) for role, x in read_extras(chunk, self.extras).items()}
         if self.weight is not None:
-            block[WEIGHT] = np.asarray(chunk[self.weight], dtype=np.float64)
+            block[WEIGHT] = numbers(column_of(chunk, self.weight)).astype(np.float64)
         return block
 
 
@@ -69,7 +70,11 @@ class TableEncoder:
 
 def encode_labels(target: Target, chunk: Chunk, label: Any) -> npt.NDArray[Any]:
     """Encode the label column of a chunk, shape (n_rows,), or several, shape (n_rows, n_targets)."""
-    return target.encode_several([chunk[n] for n in label]) if isinstance(label, list) else target.encode(chunk[label])
+    return (
+        target.encode_several([raw_column(chunk, n) for n in label])
+        if isinstance(label, list)
+        else target.encode(raw_column(chunk, label))
+    )
 
 
 Encoder = Callable[[Chunk], Mapping[str, Any]]

@@ -138,6 +138,6 @@ def check_extras(stats: Mapping[str, ColumnStats]) -> None:
     weights = stats.get("sample_weight")
     if weights is not None and weights.n and weights.high == 0:
         raise DataError(
-            f"sample_weight is zero (0) in all {weights.n:,} rows: there is nothing to learn from. Give some rows a weight "
-            "above 0."
+            f"sample_weight is zero (0) in all {weights.n:,} rows: there is nothing to learn from. Give some rows a "
+            "weight above 0."
         )

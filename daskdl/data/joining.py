@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,19 @@ import pandas as pd
 from dask.dataframe.dask_expr._expr import are_co_aligned
 
 from daskdl.data.extras import ROLES, Columns, Extras, column_names
-from daskdl.data.frame import Frame, as_frame, is_lazy, label_column, no_such_column, to_pandas
+from daskdl.data.frame import (
+    Frame,
+    as_frame,
+    has_column,
+    is_lazy,
+    is_name,
+    names_column,
+    taken_column,
+    to_pandas,
+    with_text_names,
+)
+from daskdl.data.given import rows_as_frame
+from daskdl.data.lazy_objects import with_objects
 from daskdl.data.schema import Kinds
 from daskdl.errors import DataError
 
@@ -61,14 +74,18 @@ def joined(
         Rows that do not belong together, as far as that is known before they are computed.
     """
     parts: dict[str, Any] = {}
-    taken: list[Any] = []
+    cut = X.chunks[0] if isinstance(X, da.Array) else None
+    X = rows_as_frame(X)
+    taken: list[str] = []
     for role, values in {**(extras or {}), LABEL_ROLE: y}.items():
         if values is not None:
             parts[role], names = _taken(X, role, values)
             taken += names
     if taken:
-        X = X.drop(columns=list(dict.fromkeys(taken)))
+        X = with_text_names(X).drop(columns=list(dict.fromkeys(taken)))
     X = as_frame(X, kinds)
+    if cut is not None:
+        parts = {role: _cut_alike(values, cut) for role, values in parts.items()}
     X = X if is_lazy(X) else to_pandas(X)
     part_of = _lazy_part if is_lazy(X) else _part
     many = {role for role in parts if (several if role == LABEL_ROLE else ROLES[role].several)}
@@ -79,30 +96,34 @@ def joined(
     return frame, label[0] if len(label) == 1 else list(label), columns
 
 
-def _taken(X: Any, role: str, values: Any) -> tuple[Any, list[Any]]:
+def _taken(X: Any, role: str, values: Any) -> tuple[Any, list[str]]:
     """Return what has a role, and the columns of ``X`` that it is: one that is given by its name, or some."""
-    if isinstance(values, str):
-        return _column(X, role, values), [values]
-    names = list(getattr(X, "columns", ()))
-    if isinstance(values, list) and values and all(isinstance(v, str) and v in names for v in values):
-        return X[values], values
+    if names_column(X, values):
+        found = taken_column(f"{role} column", X, values, _word(role))[1]
+        return found, [found.name]
+    if isinstance(values, list) and values and all(has_column(X, v) for v in values):
+        names = list(map(str, values))
+        return with_text_names(X)[names], names
     return values, []
 
 
-def _column(X: Any, role: str, name: str) -> Any:
-    if role == LABEL_ROLE:
-        return label_column(X, name)[1]
-    columns = list(getattr(X, "columns", ()))
-    if name not in columns:
-        raise DataError(no_such_column(f"{role} column", name, columns, role))
-    return X[name]
+def _cut_alike(values: Any, cut: tuple[Any, ...]) -> Any:
+    """Cut a Dask array into the pieces of another, as far as both are known."""
+    known = isinstance(values, da.Array) and not np.isnan([*cut, *values.chunks[0]]).any()
+    return values.rechunk({0: cut}) if known and sum(cut) == values.shape[0] else values
 
 
 def label_names(y: Any) -> Any:
     """Return the name of what was given as ``y``, or a list of several, or None; for messages."""
     if hasattr(y, "columns") and y.ndim == 2:
         return list(y.columns) if len(y.columns) > 1 else y.columns[0]
-    return y if isinstance(y, (str, list)) else getattr(y, "name", None)
+    return y if isinstance(y, list) or is_name(y) else getattr(y, "name", None)
+
+
+def label_twin(y: Any, names: Sequence[Any]) -> str | None:
+    """Return the feature that is called as the label is, if there is one."""
+    name = None if is_name(y) or getattr(y, "ndim", 1) != 1 else getattr(y, "name", None)
+    return str(name) if isinstance(name, Hashable) and name is not None and str(name) in list(names) else None
 
 
 def _word(role: str) -> str:
@@ -153,6 +174,8 @@ def _lazy_part(X: dd.DataFrame, role: str, values: Any, several: bool) -> Part:
     by_index = not isinstance(values, da.Array)
     if not by_index and values.ndim <= 2:
         values = dd.from_dask_array(values if values.ndim == 1 else values.rechunk({1: -1}))
+    elif isinstance(values, (dd.Series, dd.DataFrame)):
+        values = with_objects(values)
     if not isinstance(values, (dd.Series, dd.DataFrame)):
         raise DataError(
             f"X is a Dask DataFrame, so {word} must be a Dask Series or the name of a column of X; got "

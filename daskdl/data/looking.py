@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,10 +19,11 @@ from daskdl.data.extras import Columns, describe_extras, read_extra
 from daskdl.data.frame import to_pandas
 from daskdl.data.schema import ColumnStats, Kinds, describe
 from daskdl.data.schema.target import describe_targets
-from daskdl.data.schema.values import names_of
+from daskdl.data.schema.values import column_of, names_of, numbers, raw_column
 from daskdl.data.sources.base import Chunk, Source
 from daskdl.errors import DataError
 from daskdl.travel import pack, submit
+from daskdl.waiting import as_they_come
 from daskdl.workers import again_if_lost, workers_of
 
 PIECES_PER_WORKER = 4
@@ -43,6 +44,8 @@ class Look:
         Checksum and size of a piece of a frame.
     extras : dict of ColumnStats
         Between what the values of each role lie.
+    copied : bool
+        Whether the feature that is called as the label is has its values, too.
     queries : array or None
         The different ones, where rows have a query.
     """
@@ -53,6 +56,7 @@ class Look:
     digest: int = 0
     n_bytes: int = 0
     extras: dict[str, ColumnStats] = field(default_factory=dict)
+    copied: bool = False
     queries: Any = None
 
 
@@ -67,6 +71,7 @@ class Asked:
     kinds: Kinds
     extras: Columns = field(default_factory=dict)
     provenance: Sequence[Any] = ()  # columns that say where a row comes from
+    twin: Any = None  # a feature that is called as the label is
 
     @property
     def labels(self) -> list[Any]:
@@ -95,17 +100,22 @@ def look_at(piece: Chunk, asked: Asked) -> Look | DataError:
 def _look(chunk: Chunk, asked: Asked) -> Look:
     aside = set(asked.aside)
     features = [name for name in names_of(chunk) if name not in aside]
-    weights = 0.0 if asked.weight is None else _weight_sum(chunk[asked.weight])
+    weights = 0.0 if asked.weight is None else _weight_sum(column_of(chunk, asked.weight))
     labels = ColumnStats("label", len(chunk))
     if asked.labels:
-        labels = describe_targets([chunk[name] for name in asked.labels], asked.classes)
-    stats = {n: describe(chunk[n], asked.moments, asked.kinds.get(n), n) for n in features}
+        labels = describe_targets([raw_column(chunk, name) for name in asked.labels], asked.classes)
+    stats = {n: describe(raw_column(chunk, n), asked.moments, asked.kinds.get(n), n) for n in features}
+    copied = asked.twin is not None and _same(raw_column(chunk, asked.twin), raw_column(chunk, asked.labels[0]))
     queries = np.unique(read_extra("qid", chunk, asked.extras["qid"])) if "qid" in asked.extras else None
-    return Look(stats, labels, weights, extras=describe_extras(chunk, asked.extras), queries=queries)
+    return Look(stats, labels, weights, extras=describe_extras(chunk, asked.extras), copied=copied, queries=queries)
+
+
+def _same(x: Any, y: Any) -> bool:
+    return bool(x.reset_index(drop=True).equals(y.reset_index(drop=True)) if isinstance(x, pd.Series) else x.equals(y))
 
 
 def _weight_sum(weights: Any) -> float:
-    values = np.asarray(weights, dtype=np.float64)
+    values = numbers(weights).astype(np.float64)
     if not np.isfinite(values).all() or (values < 0).any():
         raise DataError(
             f"sampling weights must be 0 or more and finite; found "
@@ -148,7 +158,11 @@ def look_at_source(source: Source, asked: Asked, client: Client | None) -> list[
 
 def _look_on_workers(client: Client, source: Source, runs: list[range], asked: Asked) -> list[Any]:
     held, packed = client.scatter(pack(source, "the source"), hash=False), pack(asked, "kinds= with what they hold")
-    return list(client.gather([submit(client, look_at_groups, held, run, packed) for run in runs]))
+    futures = [submit(client, look_at_groups, held, run, packed) for run in runs]
+    for future in as_they_come(client, futures, "a look at the source"):
+        if future.status != "finished":
+            break  # it is raised below
+    return list(client.gather(futures))
 
 
 def look_at_groups(source: Source, groups: Sequence[int], asked: Asked) -> list[Look] | DataError:
@@ -189,7 +203,7 @@ def refused(found: Sequence[Any]) -> list[Any]:
 
 def _merged(one: Look, other: Look) -> Look:
     stats, label, extras = merge_looks([one, other])
-    return Look(stats, label, one.weight + other.weight, extras=extras)
+    return Look(stats, label, one.weight + other.weight, extras=extras, copied=one.copied and other.copied)
 
 
 def merge_looks(looks: Sequence[Look]) -> tuple[dict[Any, ColumnStats], ColumnStats, dict[str, ColumnStats]]:
@@ -199,17 +213,46 @@ def merge_looks(looks: Sequence[Look]) -> tuple[dict[Any, ColumnStats], ColumnSt
         label = label.merge(more.label)
         for role, found in more.extras.items():
             extras[role] = extras[role].merge(found) if role in extras else found
-    seen = [look for look in looks if look.stats]
-    stats = {}
-    for name in seen[0].stats if seen else ():
-        merged = seen[0].stats[name]
-        for look in seen[1:]:
-            try:
-                merged = merged.merge(look.stats[name])
-            except TypeError as error:
-                raise DataError(
-                    f"column {name!r} has different types in different partitions: {error}. Convert it to one type "
-                    f"before: df[{name!r}].astype(...)."
-                ) from error
-        stats[name] = merged
+    seen = [look for look in looks if look.stats and look.label.n] or [look for look in looks if look.stats]
+    for look in seen[1:]:
+        if look.stats.keys() != seen[0].stats.keys():
+            raise _other_columns(seen[0].stats, look.stats)
+    stats = {name: _merged_stats(name, [look.stats[name] for look in seen]) for name in (seen[0].stats if seen else ())}
     return stats, label, extras
+
+
+def _merged_stats(name: Any, parts: Sequence[ColumnStats]) -> ColumnStats:
+    merged = parts[0]
+    for part in parts[1:]:
+        try:
+            merged = merged.merge(part)
+        except TypeError as error:
+            raise DataError(
+                f"column {name!r} has different types in different partitions: {error}. Convert it to one type "
+                f"before: df[{name!r}].astype(...)."
+            ) from error
+    return merged
+
+
+def _other_columns(one: Iterable[Any], other: Iterable[Any]) -> DataError:
+    a, b = list(one), list(other)
+    return DataError(
+        f"partitions have different columns: {[n for n in a if n not in b][:20]} are in one and not in another, "
+        f"{[n for n in b if n not in a][:20]} the other way round. Every row needs them all: look at the function that "
+        "makes the partitions, or the files they were read from."
+    )
+
+
+def refuse_copy(looks: Sequence[Look], name: Any) -> None:
+    """Refuse features of which one is the label itself: what is learned from it cannot be known of other rows."""
+    known = [look for look in looks if look.label.n]
+    if known and all(look.copied for look in known):
+        raise DataError(label_among_features(name))
+
+
+def label_among_features(name: Any) -> str:
+    """Say that the label is a feature, too."""
+    return (
+        f"X contains the label: its column {name!r} is called as y is and equals it in every row, so the model would "
+        f"read the answer. Take it out, X.drop(columns={name!r}), or give the name alone: fit(X, {name!r})."
+    )

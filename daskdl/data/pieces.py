@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from distributed import get_worker, wait
 from daskdl.data.encoders import Encoder
 from daskdl.data.held import check_there, laid, read_held
 from daskdl.data.rows import Rows
+from daskdl.waiting import Waiting, as_they_come
 
 LOST = ("lost", "cancelled")
 
@@ -49,11 +50,12 @@ class Pieces:
 
     def __init__(self, rows: Rows, encoder: Encoder, workers: Sequence[str]) -> None:
         self.rows, self.client, self.encoder = rows, rows.client, encoder
+        self.say: Callable[[str], None] | None = None  # takes what is waited for
         self._filled = [i for i, n in enumerate(rows.counts) if n]
         homes: dict[int, int | None] = {}
         if self.client is not None and rows.source is None:
-            with suppress(CancelledError):
-                wait(rows.pieces)
+            for _ in as_they_come(self.client, rows.pieces, "the partitions of the frame"):
+                pass
             homes = self._homes(dict(enumerate(rows.pieces)), workers)
         owners = self._owners(homes, workers)
         self._blocks = self._encoded([workers[owner] for owner in owners] if workers else [])
@@ -124,6 +126,7 @@ class Pieces:
     def _wait(self, workers: Sequence[str]) -> None:
         """Wait until each block lies in memory or is lost."""
         assert self.client is not None
+        waiting = Waiting(self.client, "the rows to lie where they are read", self.say)
         while pending := [b for b in self._blocks.values() if b.status not in ("finished", *LOST)]:
             for block in pending:
                 if block.status == "error":
@@ -131,6 +134,7 @@ class Pieces:
             check_there(self.client, workers)
             with suppress(TimeoutError, CancelledError):
                 wait(pending, timeout=1.0)
+            waiting.look(pending)
 
 
 def balanced(counts: list[int], homes: list[int | None], n_ranks: int) -> list[int]:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from distributed import Client, as_completed, futures_of
+from distributed import Client, futures_of
 
+from daskdl.clients import how_to_get_one
 from daskdl.data.encoders import Encoder, encode_piece
 from daskdl.data.extras import Columns, Extras, check_extras
 from daskdl.data.frame import LABEL, NO_TARGET, Frame, is_lazy, no_such_column, source_label
-from daskdl.data.joining import joined
-from daskdl.data.looking import Asked, Look, look_at, look_at_source, merge_looks, refused
+from daskdl.data.joining import joined, label_twin
+from daskdl.data.looking import Asked, Look, look_at, look_at_source, merge_looks, refuse_copy, refused
 from daskdl.data.queries import cut_between_queries, scattered, shuffled_by_query, sorted_by_query
 from daskdl.data.schema import ColumnStats, Kinds, Missing, Schema
 from daskdl.data.schema.target import Target
@@ -26,6 +27,7 @@ from daskdl.data.sources.parquet import ParquetSource
 from daskdl.data.staging.stage import stage
 from daskdl.errors import DataError
 from daskdl.travel import pack, submit
+from daskdl.waiting import as_they_come
 from daskdl.workers import again_if_lost, workers_of
 
 # Of a frame in memory. The order of the rows follows from how it is cut, so that does not follow from the cluster.
@@ -165,15 +167,17 @@ def read_rows(
     DataError
         For anything that cannot be learned from; see ``Schema`` and ``Target``.
     """
-    asked = Asked(LABEL, weight, classes, moments, kinds or {})
+    kinds = {str(name): kind for name, kind in (kinds or {}).items()}
+    asked = Asked(LABEL, None if weight is None else str(weight), classes, moments, kinds)
     if isinstance(X, Source):
         provenance = [name for name in X.provenance if name not in asked.kinds]
         asked = replace(asked, extras=source_extras(X, extras or {}), provenance=provenance)
         asked = replace(asked, label=source_labels(X, y, several))
         _check_weight(X.names, asked)
         return _rows_of_source(X, asked, client)
-    frame, label, columns = joined(X, y, kinds or {}, extras, several)
-    asked = replace(asked, label=label, extras=columns)
+    frame, label, columns = joined(X, y, kinds, extras, several)
+    twin = label_twin(y, frame.columns)
+    asked = replace(asked, label=label, extras=columns, twin=twin)
     _check_weight(list(frame.columns), asked)
     query = columns["qid"][0] if "qid" in columns else None
     if query is not None and not is_lazy(frame):
@@ -230,6 +234,7 @@ def source_extras(X: Source, extras: Extras) -> Columns:
 def _rows(pieces: list[Any], looks: list[Look], asked: Asked, client: Client | None, **more: Any) -> Rows:
     stats, label, extras = merge_looks(looks)
     check_extras(extras)
+    refuse_copy(looks, asked.twin)
     names = {"label_name": asked.label, "weight_name": asked.weight, "extras": asked.extras}
     return Rows(pieces, looks, stats, label, client, **names, **more)
 
@@ -278,7 +283,7 @@ def _looks(pieces: list[Any], asked: Asked, client: Client | None) -> list[Look]
     futures = [submit(client, look_at, piece, packed) for piece in pieces]
     room = HELD_SHARE * sum(w["memory_limit"] or np.inf for w in workers_of(client).values())
     seen = 0
-    for n, future in enumerate(as_completed(futures, raise_errors=False), start=1):
+    for n, future in enumerate(as_they_come(client, futures, "the partitions of the frame"), start=1):
         look = future.result()
         if isinstance(look, DataError):
             raise look
@@ -291,10 +296,7 @@ def _looks(pieces: list[Any], asked: Asked, client: Client | None) -> list[Look]
 
 def _pieces(frame: Frame, client: Client | None, query: Any) -> list[Any]:
     if client is None:  # and the frame is lazy
-        raise ValueError(
-            "X is a Dask DataFrame and there is no Dask client to compute it with. Start one first: "
-            "client = daskdl.connect()."
-        )
+        raise ValueError(f"X is a Dask DataFrame and there is no Dask client to compute it with. {how_to_get_one()}")
     if is_lazy(frame):
         return sorted(futures_of(client.persist(frame)), key=lambda future: future.key[-1])  # keys are (name, i)
     return list(client.scatter(_cut(frame, query), hash=False))

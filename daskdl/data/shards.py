@@ -23,6 +23,7 @@ from daskdl.data.reading import Blocks, Encoded, Reader
 from daskdl.data.rows import Rows
 from daskdl.data.sampling import ByClass, ByWeight, Weighted, balanced_weights, picks_per_group
 from daskdl.data.schema.target import Target
+from daskdl.waiting import Waiting
 
 
 class HeldBlocks:
@@ -105,6 +106,7 @@ class Shards:
     ) -> None:
         self.rows, self.client, self.order, self.epochs = rows, rows.client, order, epochs
         self.encoder, self.sampling = encoder, sampling
+        self.say: Callable[[str], None] | None = None  # takes what is waited for
         self._topic = ""
         self._hearing: _Hearing | None = None
         self._blocks: dict[int, Any] = {}  # of each group, not yet given back
@@ -193,6 +195,7 @@ class Shards:
     def _ready(self, blocks: Iterable[Future], workers: list[str]) -> None:
         """Wait until blocks lie in memory; one that is lost meanwhile is made again by Dask."""
         assert self.client is not None
+        waiting = Waiting(self.client, "the rows to lie where they are read", self.say)
         while pending := [block for block in blocks if block.status != "finished"]:
             check_there(self.client, workers)
             for block in pending:
@@ -200,6 +203,7 @@ class Shards:
                     raise block.exception() or RuntimeError(f"block {block.key} is {block.status}")
             with suppress(TimeoutError, CancelledError):
                 wait(pending, timeout=1.0)
+            waiting.look(pending)
 
     def _release(self, key: str) -> None:
         """Forget a block that its reader has given back; called on the client's event loop."""

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import fsspec
+import dask
+import dask.dataframe as dd
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
-from daskdl.data.frame import NO_TARGET, as_frame, is_lazy, label_column, source_label
+from daskdl.data.frame import (
+    NO_TARGET,
+    array_like,
+    has_text_names,
+    label_column,
+    names_column,
+    read_frame,
+    source_label,
+    to_pandas,
+)
 from daskdl.data.joining import label_names
+from daskdl.data.lazy_objects import with_objects
 from daskdl.data.rows import Rows, learn, read_rows
 from daskdl.data.schema import Schema
 from daskdl.data.schema.target import Target
 from daskdl.data.sources.base import Source
 from daskdl.errors import DataError
+from daskdl.estimators import saving
 from daskdl.estimators.predict import Outputs, Predictor, predict
 from daskdl.run import Run
+from daskdl.travel import pack
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 C = TypeVar("C", bound=type)
 
@@ -64,17 +80,32 @@ class DaskEstimator(BaseEstimator):
 
     # -- fit --------------------------------------------------------------------------------------------------
 
-    def _read(self, X: Any, y: Any, client: Any, **how: Any) -> Rows:
-        """Read and learn, ``how`` as in ``read_rows``: sets ``schema_``, ``target_`` and what scikit-learn knows."""
+    def _client(self, *data: Any) -> Client | None:
+        """The client to train with on some data; what cannot be done is refused here, before rows are read."""
+        client = begin(None, getattr(self, "checkpoints", None), *data)
+        for name, value in self.get_params(deep=False).items() if client is not None else ():
+            if not isinstance(value, (str, int, float, type(None))):
+                pack(value, name)
+        return client
+
+    def _read(self, X: Any, y: Any, client: Any, known: Any = None, needs_label: bool = True, **how: Any) -> Rows:
+        """Read and learn, ``how`` as in ``read_rows``: sets ``schema_``, ``target_`` and what scikit-learn knows.
+
+        ``known`` are all classes there will be; without ``y`` there is no target, unless a label is needed.
+        """
         classes, kinds = isinstance(self, ClassifierMixin), how.get("kinds")
-        if y is None:
+        if y is None and needs_label:
             raise ValueError(NO_TARGET)
         rows = read_rows(X, y, classes=classes, client=client, **how)
-        name = label_names(y)
-        self.schema_, self.target_ = learn(rows, name, classes=classes, missing=self.missing, kinds=kinds)
+        rows.label.values |= {c: 0 for c in plain_classes(known) if c not in rows.label.values}
+        if y is None:
+            self.schema_, self.target_ = Schema.from_stats(rows.stats, self.missing, kinds), Target(None)
+        else:
+            how = {"classes": classes, "missing": self.missing, "kinds": kinds}
+            self.schema_, self.target_ = learn(rows, label_names(y), **how)
         self.n_features_in_ = len(self.schema_.columns)
         self.__dict__.pop("feature_names_in_", None)
-        if (hasattr(X, "columns") or rows.source is not None) and all(isinstance(n, str) for n in self.schema_.names):
+        if has_text_names(X):
             self.feature_names_in_ = np.array(self.schema_.names, dtype=object)
         if classes:
             self.classes_ = self.target_.classes
@@ -86,24 +117,23 @@ class DaskEstimator(BaseEstimator):
         if not isinstance(validation_data, tuple) or len(validation_data) != 2:
             raise TypeError(f"validation_data must be (X, y), got {type(validation_data).__name__}")
         X, y = validation_data
-        if y is None:
-            raise ValueError(f"validation_data {NO_TARGET}")
-        rows = read_rows(
-            X,
-            y,
-            classes=isinstance(self, ClassifierMixin),
-            client=client,
-            moments=False,
-            kinds=getattr(self, "kinds", None),
-            **how,
-        )
+        how = {"kinds": getattr(self, "kinds", None), **how}
+        return self._read_known(X, y, client, "validation_data", moments=False, **how)
+
+    def _read_known(self, X: Any, y: Any, client: Any, what: str, needs_label: bool = True, **how: Any) -> Rows:
+        """Read more rows, as those of ``fit``; ``what`` names them in messages."""
+        if y is None and needs_label:
+            raise ValueError(f"{what} {NO_TARGET}")
+        if what == "X":
+            X = self._with_fit_names(X) if not hasattr(X, "columns") and not isinstance(X, Source) else X
+        rows = read_rows(X, y, classes=isinstance(self, ClassifierMixin), client=client, **how)
         if not rows.n_rows:
-            raise DataError("validation_data has no rows; there is nothing to validate on. Look at its filters.")
+            raise DataError(f"{what} has no rows; there is nothing to learn from. Look at its filters.")
         self.schema_.check([name for name in rows.stats if not self._is_weight(name)])
         unknown = set(rows.label.values) - set([] if self.target_.classes is None else self.target_.classes.tolist())
         if self.target_.classes is not None and unknown:
             raise DataError(
-                f"validation_data has labels that training data does not: {sorted(unknown, key=str)[:10]}. Known: "
+                f"{what} has labels that training data does not: {sorted(unknown, key=str)[:10]}. Known: "
                 f"{self.target_.classes.tolist()[:10]}."
             )
         return rows
@@ -113,8 +143,7 @@ class DaskEstimator(BaseEstimator):
     def _predict(self, X: Any, what: str) -> Any:
         check_is_fitted(self, "model_")
         aside = [n for n in X.provenance if n not in self.schema_.names] if isinstance(X, Source) else []
-        X = self._with_fit_names(X)
-        return predict(self._predictor(), X, what, aside)
+        return array_like(X, predict(self._predictor(), self._with_fit_names(X), what, aside))
 
     def _predictor(self) -> Predictor:
         return Predictor(self.model_, self.schema_, self.target_, type(self)._outputs, self.target_.names)
@@ -125,7 +154,8 @@ class DaskEstimator(BaseEstimator):
         return X.drop(columns=weights) if weights else X
 
     def _is_weight(self, name: Any) -> bool:
-        return name == getattr(self, "sampling", None) and name not in self.schema_.names
+        aside = (getattr(self, "sampling", None), *getattr(self, "_set_aside", ()))
+        return name in aside and name not in self.schema_.names
 
     def _read_lazily(self, X: Source) -> Any:
         """Return the rows of a source, with the columns that were in fit or say where a row comes from."""
@@ -139,9 +169,9 @@ class DaskEstimator(BaseEstimator):
         """An array has no names: it must have as many columns as in fit, and gets their names."""
         if isinstance(X, Source):
             return self._read_lazily(X)
-        X = self._without_weights(X)
-        frame = as_frame(X)
-        if not hasattr(X, "columns"):
+        frame, names = read_frame(X, getattr(self, "kinds", None))
+        frame = self._without_weights(frame)
+        if names is None:
             if len(frame.columns) != self.n_features_in_:
                 raise ValueError(
                     f"X has {len(frame.columns)} features, but {type(self).__name__} is expecting "
@@ -173,31 +203,41 @@ class DaskEstimator(BaseEstimator):
     # -- save and load ----------------------------------------------------------------------------------------
 
     def save(self, path: str) -> None:
-        """Write the fitted estimator to a new folder, through fsspec: plain JSON and the model's own safe format.
+        """Write the fitted estimator to a folder, through fsspec: plain JSON and the model's own safe format.
 
-        Nothing in it is a pickle. ``daskdl.load`` reads it back.
+        Nothing in it is a pickle. ``daskdl.load`` reads it back. An estimator that was saved there before is replaced;
+        who reads meanwhile finds one or the other. When it fails, nothing of it is left.
+
+        Raises
+        ------
+        FileExistsError
+            The folder has files in it, and no saved estimator.
+        TypeError
+            A part of the model is neither a dense tensor nor a plain value, or the schema holds code.
         """
         check_is_fitted(self, "model_")
-        fs, folder = fsspec.core.url_to_fs(path)
-        fs.makedirs(folder, exist_ok=True)
-        about = {
-            "format": 1,
-            "estimator": type(self).__name__,
-            "params": {k: v for k, v in self.get_params(deep=False).items() if _is_plain(v)},
-            "schema": self.schema_.to_dict(),
-            "target": self.target_.to_dict(),
-            "named": hasattr(self, "feature_names_in_"),
-            "model": self._model_notes(),
-        }
-        with fs.open(f"{folder}/model", "wb") as file:
-            file.write(self._model_bytes())
-        with fs.open(f"{folder}/estimator.json", "w") as file:
-            json.dump(about, file, indent=1)
+        saving.save(self, path)
 
     def _save_for_others(self, run: Run) -> None:
         """Save what a run in the background trained, before it ends: who waits for its end finds it."""
         if run.awaited:
             self.save(f"{run.folder}/model")
+
+    def _try_saving(self, run: Run, model: Any = None) -> None:
+        """Refuse at the beginning, on a model that has learned nothing yet, what could not be saved at the end."""
+        if not run.awaited:
+            return
+        tried = copy.copy(self)
+        tried.model_ = model
+        try:
+            saving.described(self)
+            if model is not None:
+                tried._model_bytes()
+        except TypeError as error:
+            raise TypeError(
+                "background=True saves what it has trained, for other processes, and this could not be saved: "
+                f"{error} Train without background=True, in this process."
+            ) from error
 
     def _restore(self, about: dict[str, Any], model: bytes) -> Self:
         self.schema_ = Schema.from_dict(about["schema"])
@@ -248,58 +288,17 @@ class DaskRegressor(RegressorMixin, DaskEstimator):
 
 
 def _compared(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
-    import dask
-
     if y is None:
         raise ValueError(f"score {NO_TARGET}")
     check_is_fitted(estimator, "model_")
     if isinstance(X, Source):
-        name = source_label(X, y)
-        return dask.compute(X.to_dask()[name], estimator.predict(X))
-    elif isinstance(y, str):
+        y = X.to_dask()[source_label(X, y)]
+    elif names_column(X, y):
         X, y = label_column(X, y)
-    if is_lazy(X):
-        return dask.compute(y, estimator.predict(X))
-    return y, estimator.predict(X)
+    y, found = dask.compute(with_objects(y) if isinstance(y, dd.Series) else y, estimator.predict(X))
+    return estimator.target_.known(to_pandas(y)), found
 
 
-def _is_plain(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except TypeError:
-        return False
-    return True
-
-
-def load(path: str, **params: Any) -> Any:
-    """Read an estimator that ``save`` wrote. Nothing is unpickled.
-
-    Parameters
-    ----------
-    path : str
-        Folder, local or any fsspec URL.
-    **params
-        Parameters that a file cannot hold, such as ``module=`` for a network of your own.
-
-    Raises
-    ------
-    ValueError
-        The folder holds no estimator, or one of a newer format.
-    """
-    import daskdl
-
-    fs, folder = fsspec.core.url_to_fs(path)
-    if not fs.exists(f"{folder}/estimator.json"):
-        raise ValueError(
-            f"{path} holds no saved estimator: there is no estimator.json in it. Give the folder of save()."
-        )
-    with fs.open(f"{folder}/estimator.json") as file:
-        about = json.load(file)
-    if about["format"] != 1:
-        raise ValueError(f"{path} was saved in format {about['format']}, this daskdl reads format 1. Upgrade daskdl.")
-    known = ("TorchClassifier", "TorchRegressor", "XGBClassifier", "XGBRegressor", "XGBRanker")
-    if about["estimator"] not in known:
-        raise ValueError(f"{path} holds a {about['estimator']!r}; known are {', '.join(known)}")
-    estimator = getattr(daskdl, about["estimator"])(**{**about["params"], **params})
-    with fs.open(f"{folder}/model", "rb") as file:
-        return estimator._restore(about, file.read())
+def plain_classes(classes: Any) -> list[Any]:
+    """Class labels as Python's own values."""
+    return [] if classes is None else [c.item() if isinstance(c, np.generic) else c for c in classes]

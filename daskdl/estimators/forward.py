@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from daskdl.data.arrays import Ragged
 from daskdl.data.schema import Schema
 from daskdl.errors import DataError
 from daskdl.estimators.tabular import TabularNet
+from daskdl.training.copies import copied
 from daskdl.training.outputs import Reads, by_rows, class_scores, first_output, values
+from daskdl.training.randomness import random_state
 from daskdl.training.tensors import to_tensors
 
 PREDICT_ROWS = 65_536  # rows per forward pass, at most
@@ -33,9 +35,19 @@ def make_module(module: Module, schema: Schema, n_outputs: int, seed: int) -> nn
     TypeError
         It is neither a module nor a function that makes one.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return copy.deepcopy(module) if isinstance(module, nn.Module) else _built(module, schema, n_outputs)
+    with random_state(seed):
+        made = copied(module) if isinstance(module, nn.Module) else _built(module, schema, n_outputs)
+        _complete(made, schema)
+    return made
+
+
+def _complete(module: nn.Module, schema: Schema) -> None:
+    """Have a module make what it makes at its first call, or every rank would make another, after its optimizer."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    training = module.training
+    with suppress(Exception), torch.no_grad():  # what is wrong with it is found and said by the trial
+        module.eval()(*to_tensors(schema.example(2), device)[0])
+    module.train(training)
 
 
 def _built(module: Any, schema: Schema, n_outputs: int) -> nn.Module:

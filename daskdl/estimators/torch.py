@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
 from torch import nn
 
 from daskdl.clients import current_client
-from daskdl.data.batches import Transform, check_transform
+from daskdl.data.batches import Transform
 from daskdl.data.schema import Missing
-from daskdl.errors import LossDiverged
-from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by, fit_again
+from daskdl.estimators.base import DaskClassifier, DaskEstimator, DaskRegressor, documented_by
+from daskdl.estimators.fitting import Request, fit_network
 from daskdl.estimators.forward import Module, class_outputs, make_module, number_outputs
 from daskdl.estimators.predict import Predictor
-from daskdl.estimators.tabular import TabularNet
-from daskdl.execution.interrupts import held_interrupts, noted_interrupts
-from daskdl.training.begin import begin
+from daskdl.estimators.weights import put_weights, weights_of
 from daskdl.training.checkpoints import Checkpoints
-from daskdl.training.fit import FitConfig, fit_loop, make_optimizer
 from daskdl.training.following import in_background
-from daskdl.training.job import Job, NumWorkers, rules_of, started, weight_column
-from daskdl.training.losses import as_loss
-from daskdl.training.resuming import Resumed, remember_call, workers_for
-from daskdl.training.trial import n_outputs_for, standardised, try_out
+from daskdl.training.job import NumWorkers
 
 
 class _TorchEstimator(DaskEstimator):
@@ -43,9 +36,34 @@ class _TorchEstimator(DaskEstimator):
     learning_rate, weight_decay : float
     optimizer : str or callable
         A name in ``torch.optim``, or ``f(parameters, lr=...)``.
+    lr_scheduler : str or callable, optional
+        Changes the learning rate: a name in ``torch.optim.lr_scheduler``, or ``f(optimizer)``, which returns one, or a
+        dict ``{"scheduler": one, "interval": "step"}``. It goes on after every epoch; ``OneCycleLR`` and ``CyclicLR``
+        after every step.
     loss : callable, optional
-        ``loss(output, y)``, the mean over rows. By default cross entropy, or the mean squared error of standardised
-        labels.
+        One of ``torch.nn``'s, or a function ``loss(output, y)`` of your own, which returns the mean over the rows it
+        got, or the loss of each, or ``(total, count)``, two sums over these rows that are divided when those of all
+        ranks are added up. By default cross entropy, or the mean squared error. Labels of a regression are
+        standardised, unless the loss looks at more than differences, as ``PoissonNLLLoss`` does.
+    class_weight : dict or "balanced", optional
+        What rows of each class count in the loss of a classifier.
+    gradient_clip_val : float, optional
+        Largest norm of all gradients together.
+    accumulate_grad_batches : int
+        Batches whose gradients make one step, as if they were one batch.
+    precision : {"32", "bf16", "16"}
+        In which the module computes, by autocast; weights stay float32.
+    frozen : str or list of str, optional
+        Parameters that stay as they are: names, names of layers, or patterns such as ``"encoder.*.bias"``.
+    metrics : list or dict, optional
+        Computed over the validation rows after every epoch, and logged as ``val_<name>``: scikit-learn's names, such as
+        ``"f1"``, or functions ``f(y_true, y_pred)``. Of many rows a random part is taken, 32 MiB.
+    callbacks : list, optional
+        Functions ``f(context, values)``, called after every epoch in every rank, or objects with
+        ``on_step_end(context, values)`` and ``on_epoch_end(context, values)``. One that returns True ends the training.
+        If they have a ``state_dict``, it belongs to the commits. They are sent to the ranks: yours stay as they are.
+    warm_start : bool
+        Whether ``fit`` goes on from the weights of the fit before, and reads columns as that one did.
     missing : {"impute", "indicator", "refuse"}
         What happens to missing numbers, see ``Schema``.
     patience : int, optional
@@ -96,7 +114,16 @@ class _TorchEstimator(DaskEstimator):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
         optimizer: str | Callable[..., Any] = "adam",
+        lr_scheduler: str | Callable[..., Any] | None = None,
         loss: Callable[..., Any] | None = None,
+        class_weight: Any = None,
+        gradient_clip_val: float | None = None,
+        accumulate_grad_batches: int = 1,
+        precision: str = "32",
+        frozen: str | Sequence[str] | None = None,
+        metrics: Any = None,
+        callbacks: Any = None,
+        warm_start: bool = False,
         missing: Missing = "impute",
         patience: int | None = None,
         sampling: str | None = None,
@@ -115,7 +142,16 @@ class _TorchEstimator(DaskEstimator):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
         self.loss = loss
+        self.class_weight = class_weight
+        self.gradient_clip_val = gradient_clip_val
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.precision = precision
+        self.frozen = frozen
+        self.metrics = metrics
+        self.callbacks = callbacks
+        self.warm_start = warm_start
         self.missing = missing
         self.patience = patience
         self.sampling = sampling
@@ -128,7 +164,15 @@ class _TorchEstimator(DaskEstimator):
         self.name = name
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, *, validation_data: tuple[Any, Any] | None = None, background: bool = False) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        validation_data: tuple[Any, ...] | None = None,
+        background: bool = False,
+    ) -> Self:
         """Train. Blocks until it is done; the rows stay on the workers.
 
         Parameters
@@ -137,9 +181,13 @@ class _TorchEstimator(DaskEstimator):
             A Dask frame is computed partition by partition into the memory of the workers. A source, such as
             ``daskdl.ParquetSource(path)``, is read from its files while training, whatever its size.
         y : Series of length n_rows, or str
-            Labels, or the name of their column in ``X``.
+            Labels, or the name of their column in ``X``. Of a regressor also several: a frame, an array of shape
+            (n_rows, n_targets), or a list of names; or none, with a ``loss``: it is then given the module's first
+            input as the label, as an autoencoder wants it.
+        sample_weight : Series of length n_rows, or str, optional
+            What each row counts in the loss, or the name of the column, which is then no feature.
         validation_data : tuple, optional
-            ``(X, y)``, evaluated after every epoch.
+            ``(X, y)`` or ``(X, y, sample_weight)``, evaluated after every epoch.
         background : bool
             Train in a process of its own, which the end of this notebook does not end, and return when the run has
             begun: ``run_`` follows it, as ``daskdl.attach(run_.id)`` does from any notebook. The trained estimator is
@@ -151,8 +199,8 @@ class _TorchEstimator(DaskEstimator):
 
         Raises
         ------
-        DataError, NotEnoughWorkers, ValueError
-            Before anything is launched.
+        DataError, NotEnoughWorkers, TypeError, ValueError
+            Before anything is launched: module, loss and labels are tried together on a few made-up rows.
         RankFailed
             A worker failed or died.
         LossDiverged
@@ -161,73 +209,38 @@ class _TorchEstimator(DaskEstimator):
             The cell was interrupted: the ranks stopped after their step, and ``model_`` holds the weights of that
             step. A second interrupt does not wait for it.
         """
+        continues = self.warm_start and hasattr(self, "model_")
+        request = Request(X, y, sample_weight, validation_data, self.epochs, continues, keeps_state=self.warm_start)
         if background:
-            call = (fit_again, None, self._unfitted(), X, y, validation_data)
-            self.run_ = in_background(current_client(), self.num_workers, *call)
+            estimator = self if continues else self._unfitted()
+            self.run_ = in_background(current_client(), self.num_workers, fit_network, None, estimator, request)
             return self
-        return self._fit(None, X, y, validation_data)
+        return fit_network(None, self, request)
 
-    @noted_interrupts()
-    def _fit(self, resumed: Resumed | None, X: Any, y: Any, validation_data: tuple[Any, Any] | None) -> Self:
-        config = FitConfig(self.optimizer, self.learning_rate, self.weight_decay, self.patience)
-        if self.patience is not None and validation_data is None:
-            raise ValueError(f"patience={self.patience} needs validation_data=(X, y): it is what is waited for.")
-        loss = None if self.loss is None else as_loss(self.loss)
-        client = begin(None, self.checkpoints, X, y, validation_data)
-        several = isinstance(self, DaskRegressor)
-        weight = weight_column(self.sampling)
-        rows = self._read(X, y, client, moments=True, weight=weight, kinds=self.kinds, several=several)
-        self._made_for = n_outputs_for(loss, self.target_)
-        module = make_module(self.module, self.schema_, self._made_for, self.seed)
-        trial = try_out(module, loss, self.target_, self.schema_, rows.label, weighted=False)
-        self.target_ = standardised(self.target_, trial)
-        self._reads, self._n_outputs = trial.objective.reads, trial.n_outputs
-        with held_interrupts():  # the first optimizer of a process makes torch import its compiler
-            make_optimizer(config, module)  # refuses a wrong one before anything is launched
-        y_type = np.float32 if self.target_.classes is None else np.int64
-        check_transform(self.batch_transform, self.schema_.example(2) | {"y": np.zeros(2, dtype=y_type)})
-        validation = self._read_validation(validation_data, client)
-        job = Job(
-            rows,
-            self.schema_,
-            self.target_,
-            self.batch_size,
-            self.epochs,
-            self.seed,
-            workers_for(resumed, self.num_workers),
-            client,
-            validation,
-            self.sampling,
-            self.batch_transform,
-            rules_of(self.checkpoints),
-            self.reproducible,
-            trial.takes_one_row,
-        )
-        title = self.name or str(getattr(self.module or TabularNet, "__name__", type(self.module).__name__))
-        params = {k: v for k, v in self.get_params(deep=False).items() if k not in ("name", "verbose", "seed")}
-        with started(title, type(self).__name__, params, job, self.verbose, resumed) as run:
-            self.run_ = run
-            remember_call(run, job.checkpoints, job.fingerprint, fit_again, self._unfitted(), X, y, validation_data)
-            try:
-                model, _ = job.run(
-                    fit_loop, (module, trial.objective, config), run, resumed.commit if resumed else None
-                )
-            except LossDiverged as error:
-                module.load_state_dict(error.state or module.state_dict())
-                self.model_ = module.eval()
-                raise
-            self.model_ = model.eval()
-            self._save_for_others(run)
-        return self
+    def partial_fit(self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None) -> Self:
+        """Train for one epoch more on these rows, from the weights there are; the first call begins.
+
+        The first call decides how columns are read: means, categories and, unless ``classes`` names them, the classes.
+        The optimizer goes on with its state.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in ``fit``.
+        classes : array, optional
+            All classes there will be, where the first rows may lack some.
+        """
+        continues = hasattr(self, "model_")
+        return fit_network(None, self, Request(X, y, sample_weight, None, 1, continues, True, classes))
 
     def _model_notes(self) -> dict[str, Any]:
         outputs = {"reads": self._reads, "made_for": self._made_for, "n_outputs": self._n_outputs}
-        return {"default": self.module is None, **outputs}
+        return {"default": self.module is None, **outputs, "weights": weights_of(self.model_)[1]}
 
     def _model_bytes(self) -> bytes:
         from safetensors.torch import save
 
-        return save({k: v.contiguous() for k, v in self.model_.state_dict().items()})
+        return save(weights_of(self.model_)[0])
 
     def _model_from_bytes(self, data: bytes, notes: dict[str, Any]) -> nn.Module:
         from safetensors.torch import load
@@ -239,7 +252,7 @@ class _TorchEstimator(DaskEstimator):
             )
         self._reads, self._made_for, self._n_outputs = notes["reads"], notes["made_for"], notes["n_outputs"]
         module = make_module(self.module, self.schema_, self._made_for, self.seed)
-        module.load_state_dict(load(data))
+        put_weights(module, load(data), notes.get("weights", {}))
         return module.eval()
 
 

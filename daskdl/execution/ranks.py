@@ -159,7 +159,7 @@ def rank_main(gang: Gang, rank: int, call: tuple[Packed, Packed], found: tuple[l
         ):
             try:
                 (function, args), extra = (packed.open(values) for packed, values in zip(call, found, strict=True))
-                return pack(function(*args, *extra), f"what rank {rank} returned")
+                return pack(function(*args, *extra), f"what rank {rank} returned", "back")
             except BaseException as error:
                 # first, because other ranks fail by what comes next
                 failure = _failure(store if gang.id not in _stopping else None, rank, error)

@@ -31,6 +31,7 @@ from daskdl.execution.ranks import (
 )
 from daskdl.execution.seats import Seats, holders
 from daskdl.travel import Packed, pack
+from daskdl.waiting import Waiting, logger
 from daskdl.workers import workers_of
 
 __all__ = ["Gang", "choose_workers", "host_of_rank", "run", "span_of", "stopping"]
@@ -99,6 +100,7 @@ def run(
     held: bool = False,
     watch: Callable[[], None] | None = None,
     interrupted: Callable[[], bool] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[Any]:
     """Run ``function(*args)`` on a gang of workers at once, inside a ``torch.distributed`` process group.
 
@@ -127,6 +129,8 @@ def run(
         Called several times a second while the ranks work.
     interrupted : callable, optional
         Called on ``KeyboardInterrupt``; if it returns true, the ranks are waited for all the same.
+    say : callable, optional
+        Takes a sentence that says what is waited for; by default it is logged.
 
     Returns
     -------
@@ -162,16 +166,30 @@ def run(
     install(client)
     with Seats(client, str(getattr(function, "__name__", "spmd.run"))) as seats:
         if not held:
-            seats.take(addresses)
+            seats.take(addresses, say or logger.warning)
         _check_alive(client, addresses)
         try:
             gang = _assemble(client, addresses, backend)
             name = str(getattr(function, "__name__", "rank"))
-            return _launched(client, gang, name, call, more, watch, interrupted)
+            beginning = Waiting(client, f"{gang.world_size} ranks to begin", say)
+            return _launched(client, gang, name, call, more, _both(beginning, watch), interrupted)
         except WorkerLost as lost:
             if held:  # the caller may go on without it, and must not wait to be told why
                 raise
             raise explained(client, lost) from None
+
+
+def _both(beginning: Waiting, watch: Callable[[], None] | None) -> Callable[[list[Future]], None]:
+    """What is looked at while ranks work: whether all have begun, until they have, and what the caller looks at."""
+    begun = False
+
+    def look(futures: list[Future]) -> None:
+        nonlocal begun
+        begun = begun or beginning.look(futures)
+        if watch is not None:
+            watch()
+
+    return look
 
 
 def _launched(
@@ -180,7 +198,7 @@ def _launched(
     name: str,
     call: Packed,
     extra: list[Packed],
-    watch: Callable[[], None] | None,
+    watch: Callable[[list[Future]], None],
     interrupted: Callable[[], bool] | None,
 ) -> list[Any]:
     """Start all ranks and wait for what they return; leaves nothing behind."""
@@ -243,7 +261,7 @@ def _gather(
     futures: list[Future],
     gang: Gang,
     losses: Losses,
-    watch: Callable[[], None] | None,
+    watch: Callable[[list[Future]], None],
     interrupted: Callable[[], bool] | None,
 ) -> list[Any]:
     """Wait for all ranks, or for the first sign of failure."""
@@ -256,8 +274,7 @@ def _gather(
                 losses.news.wait(timeout=WATCH_SECONDS)
                 losses.news.clear()
                 _look(futures, gang, losses, answers)
-                if watch is not None:
-                    watch()
+                watch(futures)
                 if noted.is_set():
                     raise KeyboardInterrupt
             except KeyboardInterrupt:

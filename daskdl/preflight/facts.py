@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from daskdl.data.schema.stats import MAX_CATEGORIES, ColumnStats
+from daskdl.data.schema.stats import ColumnStats
 from daskdl.workers import workers_of
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from daskdl.data.looking import Look
     from daskdl.data.rows import Rows
 
+NEARLY_ALL = 0.95  # rows with another category each, from which a column is taken for an identifier
 FEW_ROWS = 50  # of fewer nothing is said that chance could have made
 MANY_CELLS = 100_000  # columns times pieces that fit compares with the label, at most
 
@@ -322,7 +323,7 @@ def is_identifier(stats: ColumnStats) -> bool:
     if n < FEW_ROWS:
         return False
     if stats.kind == "category":
-        return n <= MAX_CATEGORIES and len(stats.values) == n
+        return stats.n_different >= NEARLY_ALL * n
     if stats.kind != "number" or stats.high - stats.low + 1 != n or stats.low % 1:
         return False
     return abs(12 * stats.m2 / n / (n * n - 1.0) - 1) < 1e-9

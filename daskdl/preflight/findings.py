@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from daskdl.data.schema.stats import ColumnStats
+from daskdl.data.schema.columns import shared_codes
+from daskdl.data.schema.stats import MAX_CATEGORIES, ColumnStats
 from daskdl.preflight import resources
 from daskdl.preflight.facts import FEW_ROWS, Facts
 from daskdl.preflight.report import Finding, by_severity
@@ -176,7 +177,7 @@ def values(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "identifier",
             "warning",
-            f"as many different values as rows: {_names(facts.identifiers)}.",
+            f"(nearly) as many different values as rows: {_names(facts.identifiers)}.",
             "A model learns such a column by heart and knows nothing of new rows.",
             "Leave it out, or make a feature of it that rows share.",
         )
@@ -206,6 +207,7 @@ def categories(facts: Facts) -> Iterator[Finding]:
     """Categories that the last partition has and the first has not."""
     many = {n: new for n, (share, new) in facts.new_categories.items() if share >= NEW}
     few = len(facts.new_categories) - len(many)
+    yield from _many_categories(facts)
     if few:
         yield Finding(
             "categories", "ok", f"{few} columns have a few more in the last partition; fit learns all of them"
@@ -221,6 +223,21 @@ def categories(facts: Facts) -> Iterator[Finding]:
             "fit learns those of all partitions; but what comes later will bring new ones, and all of these are one "
             "unknown category for the model.",
             "Test on the newest rows, and group such categories or use what stands behind them.",
+        )
+
+
+def _many_categories(facts: Facts) -> Iterator[Finding]:
+    """Columns whose rare categories have no code of their own."""
+    found = [name for name, s in facts.columns.items() if s.kind == "category" and s.n_different > MAX_CATEGORIES]
+    for name in found[:SHOWN]:
+        n = facts.columns[name].n_different
+        yield Finding(
+            "categories",
+            "note",
+            f"{name} has about {n:,} different values: the {MAX_CATEGORIES:,} most frequent get a code each, others "
+            f"share {shared_codes(n - MAX_CATEGORIES):,} codes by a hash.",
+            "Rare values that share a code are one for the model; values that come later get a shared code, too.",
+            f"Group the rare ones; for a network also kinds={{{name!r}: daskdl.Category(top=..., buckets=...)}}.",
         )
 
 
@@ -249,8 +266,8 @@ def label(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "label",
             "note",
-            "each partition has rows of one class only: the rows are sorted by the label.",
-            "Batches are mixed from many partitions, but what is read together is alike; few partitions mix badly.",
+            "rows that lie together are of one class only: the rows are sorted by the label.",
+            "Batches are mixed from many places, but what is read together is alike; few partitions mix badly.",
             "Shuffle the rows once, and write them to Parquet in that order.",
         )
 

@@ -12,15 +12,26 @@ from contextlib import suppress
 from typing import Any
 
 import dask
+import dask.array as da
 import numpy as np
 import pandas as pd
 import psutil
-import pyarrow as pa
 from dask.dataframe.utils import has_known_categories
 from distributed import Client, wait
 
-from daskdl.data.frame import LABEL, NO_TARGET, is_lazy, label_column, source_label
-from daskdl.data.joining import joined
+from daskdl.data.frame import (
+    LABEL,
+    NO_TARGET,
+    doubles,
+    is_lazy,
+    is_name,
+    label_column,
+    names_column,
+    source_label,
+    with_text_names,
+)
+from daskdl.data.given import rows_as_frame
+from daskdl.data.joining import joined, label_names
 from daskdl.data.schema import column_kind
 from daskdl.data.schema.stats import ColumnStats
 from daskdl.data.sources.base import Source
@@ -90,12 +101,10 @@ class Gathering:
 
     def _arranged(self, X: Any, y: Any) -> Any:
         """Return the rows with their label; refuses wrong arguments, and notes columns that cannot be read."""
-        if isinstance(X, (pa.Table, pa.RecordBatch)):
-            X = X.to_pandas(types_mapper=pd.ArrowDtype)
         if isinstance(X, Source):
-            if not isinstance(y, str):
+            if not is_name(y):
                 source_label(X, y)
-            self.label = self.facts.label_name = y
+            self.label = self.facts.label_name = str(y)
             self._cut_of_source(X)
             return X
         if y is None:
@@ -104,7 +113,7 @@ class Gathering:
         if X is None:
             return None
         frame = joined(X, y)[0]
-        self.facts.label_name = getattr(y, "name", None)
+        self.facts.label_name = label_names(y)
         self.facts.kinds = {n: column_kind(n, d) for n, d in frame.dtypes.items() if n != LABEL}
         if is_lazy(frame):
             self.fixed = [n for n, d in frame.dtypes.items() if _categories_known(d)]
@@ -116,19 +125,20 @@ class Gathering:
 
     def _split(self, X: Any, y: Any) -> tuple[Any, Any]:
         """Take the label out of a frame, and the columns that no model can read; X is None if none is left."""
-        if not hasattr(X, "columns"):
-            return X, y
-        if isinstance(y, str):
+        cut, X = X, rows_as_frame(X)
+        names = list(map(str, X.columns))
+        double = doubles(names)
+        self.facts.refused = {n: f"{names.count(n)} columns are named {n!r}. Rename them." for n in double}
+        if double:
+            return None, y
+        if names_column(X, y):
             X, y = label_column(X, y)
-        names = list(X.columns)
-        self.facts.refused = {n: f"{names.count(n)} columns are named {n!r}. Rename them." for n in _double(names)}
-        if self.facts.refused:
-            return None, y
+        X = with_text_names(X)
         self.facts.refused = {name: why for name, dtype in X.dtypes.items() if (why := _unreadable(name, dtype))}
-        readable = [name for name in names if name not in self.facts.refused]
-        if self.facts.refused and not readable:
-            return None, y
-        return X[readable] if self.facts.refused else X, y
+        readable = [name for name in X.columns if name not in self.facts.refused]
+        if self.facts.refused:
+            return X[readable] if readable else None, y
+        return cut if isinstance(cut, da.Array) else X, y
 
     def _cut_of_source(self, source: Source) -> None:
         files = getattr(source, "files", ())
@@ -216,7 +226,8 @@ class Gathering:
 
     def _take(self, seen: Seen) -> None:
         facts = self.facts
-        facts.looked, facts.whole = seen.looked, facts.exact and facts.rows == seen.rows
+        facts.looked = seen.looked
+        facts.whole = facts.exact and seen.label is not None and facts.rows == seen.label.n
         facts.refused = {**facts.refused, **seen.refused}
         facts.kinds = {**facts.kinds, **{name: stats.kind for name, stats in seen.columns.items()}}
         facts.kinds = {name: kind for name, kind in facts.kinds.items() if name not in facts.refused}
@@ -239,9 +250,10 @@ class Gathering:
 
     def _look_at_last(self) -> None:
         last = self._candidates()[-1] if self.facts.columns else self.first
-        if last is None or last == self.first:
+        if last is None or (last == self.first and not self._has_more(last)):
             return
-        seen: Seen = self._ask(look, self._piece(last), self.label, self.facts.label_name, LOOK_SECONDS)
+        piece = (*self._piece(last), True) if isinstance(self.data, Source) else self._piece(last)
+        seen: Seen = self._ask(look, piece, self.label, self.facts.label_name, LOOK_SECONDS)
         self._counted({last: seen.rows})
         if not seen.rows:
             return
@@ -252,6 +264,11 @@ class Gathering:
             facts.sorted_by_label = facts.task == "classes" and sorted_by_label([facts.label, seen.label])
             facts.label = facts.label.merge(seen.label)
             facts.label_refused = label_refused(facts.label_name, facts.label, facts.task)
+
+    def _has_more(self, group: int) -> bool:
+        """Whether a group of a source has rows that were not looked at."""
+        seen = self.facts.label.n if self.facts.label is not None else 0
+        return isinstance(self.data, Source) and int(self.data.counts[group]) > seen
 
     def _count_some(self) -> None:
         """Count rows of a few more partitions: filters and joins leave partitions that differ."""
@@ -311,10 +328,6 @@ class Gathering:
         future = self.client.submit(function, *args, pure=False)
         self.asked.append(future)
         return future.result()
-
-
-def _double(names: list[Any]) -> list[Any]:
-    return [name for i, name in enumerate(names) if name in names[:i]] if len(set(names)) < len(names) else []
 
 
 def _unreadable(name: Any, dtype: Any) -> str:

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from daskdl.data.frame import LABEL, to_pandas
+from daskdl.data.looking import label_among_features
 from daskdl.data.schema import Schema
 from daskdl.data.schema.encoding import learn_column
 from daskdl.data.schema.stats import MAX_CATEGORIES, ColumnStats, describe
 from daskdl.data.schema.target import Target, describe_target
+from daskdl.data.schema.values import numbers, plain
 from daskdl.data.sources.base import to_frame
 from daskdl.errors import DataError
 from daskdl.preflight.facts import FEW_ROWS, is_identifier
@@ -53,7 +56,7 @@ class Seen:
 
 
 def look(piece: Any, label: Any = LABEL, label_name: Any = None, seconds: float = 2.0) -> Seen:
-    """Look at a frame, or at the first rows of a group given as (source, group).
+    """Look at a frame, or at the first rows of a group: (source, group), or at the last: (source, group, True).
 
     Parameters
     ----------
@@ -85,6 +88,9 @@ def look(piece: Any, label: Any = LABEL, label_name: Any = None, seconds: float 
     seen.identifiers = [n for n in seen.columns if _all_differ(sample[n], seen.columns[n])]
     known = sample[sample[label].notna()].iloc[:PAIR_ROWS]
     seen.leaks = leaks(known[list(seen.columns)], known[label], seen.task, deadline)
+    twin = str(label_name)
+    if twin != label and "identical" in seen.leaks.get(twin, ""):
+        seen.refused[twin] = label_among_features(twin)
     return seen
 
 
@@ -98,11 +104,13 @@ def rows_of(piece: Any) -> tuple[pd.DataFrame, int]:
     if not isinstance(piece, tuple):
         frame = to_pandas(piece)
         return frame, len(frame)
-    source, group = piece
+    source, group, *end = piece
     n = int(source.counts[group])
-    most = most_rows(round(source.row_bytes / 8))
-    chunks = [to_frame(chunk) for chunk in source.read(group, 0, min(n, most))]
-    return (pd.concat(chunks, ignore_index=True) if chunks else source.head(0)), n
+    most = min(n, most_rows(round(source.row_bytes / 8)))
+    first = n - most if end else 0
+    chunks = [to_frame(chunk) for chunk in source.read(group, first, first + most)]
+    frame = pd.concat(chunks, ignore_index=True) if chunks else source.head(0)
+    return frame.set_axis(pd.RangeIndex(first, first + len(frame))), n
 
 
 def _place(piece: Any, sample: pd.DataFrame, row: int) -> str:
@@ -152,9 +160,15 @@ def task_of(y: pd.Series) -> str:
     >>> task_of(pd.Series([0, 1, 1])), task_of(pd.Series([0.5, 1.0]))
     ('classes', 'number')
     """
-    if not pd.api.types.is_numeric_dtype(y.dtype) or pd.api.types.is_bool_dtype(y.dtype):
+    found = plain(y)
+    if isinstance(found, pa.Array):
+        kind = found.type
+        real = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    else:
+        real = found.dtype.kind in "iuf"
+    if not real:
         return "classes"
-    values = y.dropna().to_numpy(dtype=np.float64)
+    values = numbers(found).astype(np.float64)
     values = values[np.isfinite(values)]
     whole = bool((values % 1 == 0).all())
     return "classes" if whole and len(np.unique(values)) <= MANY_CLASSES else "number"

@@ -77,6 +77,8 @@ class Clock:
     def watch_module(self, module: nn.Module) -> None:
         """Measure the passes of a module, called as a whole or by a method that calls its children."""
         for part in (module, *module.children()):
+            if isinstance(part, torch.jit.ScriptModule):  # takes no hooks
+                continue
             self._hooks.append(part.register_forward_pre_hook(self._forward_begins))
             self._hooks.append(part.register_forward_hook(self._forward_ends, always_call=True))
 

@@ -206,12 +206,22 @@ class Context:
                 self._clock.watch_optimizer(thing)
         self._kept.update(stateful)
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What belongs to the state of the run, by name: ``model``, what was given to ``keep``."""
+        return dict(self._kept)
+
     # -- data -------------------------------------------------------------------------------------------------
 
     @property
     def total_steps(self) -> int:
         """Global batches of the whole training."""
         return self._batches.total_steps
+
+    @property
+    def order(self) -> Any:
+        """The ``SampleOrder`` of the batches: ``steps_per_epoch``, ``batch_rows(step)``."""
+        return self._batches.order
 
     @property
     def batches(self) -> Iterator[TensorBatch]:
@@ -272,6 +282,13 @@ class Context:
     def has_validation(self) -> bool:
         """Whether there are validation rows."""
         return self._validation is not None
+
+    @property
+    def validation_order(self) -> Any:
+        """The ``SampleOrder`` of the validation rows."""
+        if self._validation is None:
+            raise ValueError("there are no validation rows: fit was called without validation_data")
+        return self._validation.order
 
     @property
     def validation_batches(self) -> Iterator[TensorBatch]:

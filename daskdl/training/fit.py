@@ -2,68 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
+from daskdl.training.callbacks import Callbacks
 from daskdl.training.context import Context, to_cpu
-from daskdl.training.evaluation import evaluate
+from daskdl.training.evaluation import EvaluationConfig, evaluate
 from daskdl.training.losses import Objective
-from daskdl.training.tensors import TensorBatch
+from daskdl.training.optimizing import StepConfig, Steps
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """What the loop is asked to do."""
+    """What the loop is asked to do.
 
-    optimizer: str | Callable[..., torch.optim.Optimizer]
-    learning_rate: float
-    weight_decay: float
-    patience: int | None
+    Attributes
+    ----------
+    steps : StepConfig
+    patience : int or None
+    evaluation : EvaluationConfig
+    callbacks : tuple
+    begin_with : dict
+        State of the optimizer of an earlier fit that this one goes on from.
+    """
 
-
-def make_optimizer(config: FitConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """Make the optimizer: a name in ``torch.optim``, or a callable ``f(parameters, lr=...)``."""
-    if callable(config.optimizer):
-        return config.optimizer(module.parameters(), lr=config.learning_rate)
-    classes = (getattr(torch.optim, name) for name in torch.optim.__all__)
-    by_name: dict[str, Any] = {
-        c.__name__.lower(): c for c in classes if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)
-    }
-    if config.optimizer.lower() not in by_name:
-        raise ValueError(f"optimizer must be one of {sorted(by_name)} or a callable, got {config.optimizer!r}")
-    made: torch.optim.Optimizer = by_name[config.optimizer.lower()](
-        module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    return made
+    steps: StepConfig = field(default_factory=StepConfig)
+    patience: int | None = None
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    callbacks: tuple[Any, ...] = ()
+    begin_with: Mapping[str, Any] = field(default_factory=dict)
 
 
 def fit_loop(context: Context, module: nn.Module, objective: Objective, config: FitConfig) -> nn.Module:
     """Train a module for all its batches; with validation rows, evaluate after every epoch and keep the best."""
     model = context.prepare(module)
-    optimizer = make_optimizer(config, model)
-    context.keep(optimizer=optimizer)
-    objective.to(context.device)
-    best = _Best(config.patience)
-    context.keep(best=best)
+    objective = objective.to(context.device)
+    steps = Steps(config.steps, model, context)
+    if config.begin_with:
+        steps.begin_with(config.begin_with)
+    best, callbacks = _Best(config.patience), Callbacks(config.callbacks, context)
+    context.keep(**steps.stateful, best=best, **callbacks.stateful)
     model.train()
-
-    def loss_of(part: TensorBatch) -> torch.Tensor:
-        total, count = objective(model(*part.inputs), part.y, share=part.n_rows / part.n_global)
-        return total / count
-
     for batch in context.batches:
-        optimizer.zero_grad()
-        loss = context.backward(batch, loss_of)
-        optimizer.step()
+        loss = steps.do(batch, objective)
         context.report(loss=loss)
-        if context.has_validation and batch.last_of_epoch:
-            values = evaluate(context, module, objective)
+        callbacks.step_ended(batch, loss)
+        if batch.last_of_epoch:
+            values = evaluate(context, module, objective, config.evaluation) if context.has_validation else {}
             context.log(**values)
-            if best.is_over(values["val_loss"], module, batch.epoch):
+            steps.end_epoch(values)
+            callbacks.epoch_ended(batch, loss, values)
+            if values and best.is_over(values["val_loss"], module, batch.epoch):
                 context.event("early_stop", f"val_loss {best.loss:.5f} is the best of epoch {best.epoch + 1}")
                 context.stop()
     if best.state:

@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import cloudpickle
 from distributed import Client, futures_of
 
 from daskdl.data.frame import is_lazy
+from daskdl.errors import CannotTravel
 from daskdl.execution import spmd
 from daskdl.run import Run, load_run
 from daskdl.tracking.folder import Folder, check_writable, is_remote, new_id, resolve_root
 from daskdl.tracking.record import RunRecord
+from daskdl.travel import pack
 from daskdl.workers import workers_of
 
 SESSION_FILE = "session.json"  # in the run's folder: scheduler and process, while they last
@@ -53,11 +54,10 @@ def in_background(
             "notebook. Give the frame before persist(), or a source, or connect to a scheduler of its own."
         )
     try:
-        job = cloudpickle.dumps((function, args))
-    except Exception as error:  # of any class
-        raise TypeError(
-            "background=True trains in a process of its own, and what it was given cannot be pickled for it "
-            f"({type(error).__name__}: {error}). Open files, connections and locks inside of the loop."
+        job = pack((function, args), "what it was given", "there")
+    except CannotTravel as error:
+        raise CannotTravel(
+            f"background=True trains in a process of its own, and what it was given cannot be pickled for it: {error}"
         ) from error
     root = resolve_root()
     run_id = new_id(root)

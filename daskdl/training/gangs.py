@@ -45,7 +45,9 @@ class Answer:
     Attributes
     ----------
     value : object
-        Of rank 0.
+        Of rank 0: ``Packed``, if it is in another process.
+    problem : str or None
+        Why the value could not be brought home; the state has what was learned.
     state : dict
         Of rank 0: what was kept, on the CPU.
     n_messages : int
@@ -58,6 +60,7 @@ class Answer:
     state: dict[str, Any] = field(default_factory=dict)
     n_messages: int = 0
     word: str | None = None
+    problem: str | None = None
 
 
 class Gangs:
@@ -159,6 +162,7 @@ class Gangs:
             held=True,
             watch=self._watch,
             interrupted=self._interrupt,
+            say=partial(self.run.event, "waiting"),
         )
         return answers[0]
 

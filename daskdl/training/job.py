@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from daskdl.data.schema import Schema
 from daskdl.data.schema.target import Target
 from daskdl.data.shards import Sampling, Shards
 from daskdl.data.virtual import VIRTUAL_RANKS, VirtualOrder
+from daskdl.errors import CannotTravel
 from daskdl.execution import spmd
 from daskdl.execution.progress import end_progress
 from daskdl.preflight.facts import facts_of_rows
@@ -33,7 +34,9 @@ from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.commit import Commit, deposited, forget_commit, put_commit
 from daskdl.training.gangs import Answer, Gangs
 from daskdl.training.ordering import make_order, most_ranks
+from daskdl.training.randomness import random_state
 from daskdl.training.resuming import Resumed, checkpoints_of
+from daskdl.travel import Packed, pack
 
 VALIDATION_ROWS = 8192  # per rank and forward pass
 
@@ -125,13 +128,14 @@ class Job:
         self.facts = facts_of_rows(rows, self.workers, batch_size)
         self._digests = rows.source.fingerprint if rows.source is not None else [look.digest for look in rows.looks]
         self.epochs = epochs
-        encoder = TensorEncoder(schema, target, rows.label_name, rows.weight_name, rows.extras)
+        labels = None if rows.label_name is None else target
+        encoder = TensorEncoder(schema, labels, rows.label_name, rows.weight_name, rows.extras)
         self._shards = [Shards(rows, encoder, self.order, epochs, self.workers, picks)]
         self._validation_order = None
         if validation is not None:
             size = min(validation.n_rows, VALIDATION_ROWS * self.world_size)
             self._validation_order = SampleOrder(validation.counts, size, seed, **validation.layout(size))
-            encoder = TensorEncoder(schema, target, validation.label_name, extras=validation.extras)
+            encoder = TensorEncoder(schema, labels, validation.label_name, extras=validation.extras)
             self._shards.append(Shards(validation, encoder, self._validation_order, 0, self.workers))
 
     @property
@@ -149,9 +153,7 @@ class Job:
         """Of the rows, and of the order in which they are used."""
         return hashlib.sha256(order_to_bytes(self.order) + repr(self._digests).encode()).hexdigest()
 
-    def run(
-        self, loop: Callable[..., Any], args: tuple[Any, ...], run: Run, commit: Commit | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def run(self, loop: Callable[..., Any], args: tuple[Any, ...], run: Run, commit: Commit | None = None) -> Answer:
         """Run the loop in all ranks to its end; return what it returned on rank 0, and the state it kept.
 
         Parameters
@@ -166,6 +168,7 @@ class Job:
         generation = 0
         with ExitStack() as stack:
             for shards in self._shards:
+                shards.say = partial(run.event, "waiting")
                 stack.enter_context(shards)
             if self.client is None:
                 readers = (shards.readers([])[0] for shards in self._shards)
@@ -176,7 +179,10 @@ class Job:
                 answer = gangs(rank_main, (loop, feed, args, None), self._readers, commit)
                 generation = gangs.generation
         run.wait_for_messages(answer.n_messages, generation)
-        return answer.value, answer.state
+        answer = brought_home(answer)
+        if answer.problem is not None:
+            run.event("warning", f"{answer.problem} The state it kept is here.")
+        return answer
 
     def _readers(self, workers: list[str]) -> list[tuple[Any, ...]]:
         return list(zip(*(shards.readers(workers) for shards in self._shards), strict=True))
@@ -197,7 +203,8 @@ def rank_main(
 
     from daskdl.training.context import Context, Regrouping
 
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if send is None else (0, 1)
+    in_worker = send is None
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if in_worker else (0, 1)
     recorded = recording(get_worker(), feed.run, rank) if send is None else nullcontext()
     alone = deposited(feed.run, get_worker()) if send is None and world_size == 1 else nullcontext()
     send = send or partial(get_worker().log_event, TOPIC)  # here, as threads of a task do not know their worker
@@ -211,10 +218,10 @@ def rank_main(
         )
         if order is not None
     ]
-    with recorded, alone, torch.random.fork_rng():
+    seed = feed.order.seed * 1_000_003 + rank
+    with recorded, alone, random_state(seed):
         if commit is not None and commit.step:
             put_commit(feed.run, commit)
-        torch.manual_seed(feed.order.seed * 1_000_003 + rank)
         if isinstance(feed.order, VirtualOrder):
             torch.set_num_threads(1)  # sums depend on how many threads share them; the gang puts back what was
         about = (feed.schema, feed.target, feed.run, generation, send, commit, feed.checkpoints)
@@ -232,7 +239,25 @@ def rank_main(
         context.close()
     if rank != 0:
         return Answer(word=word)
-    return Answer(plain_value(value), context.state(), context.report_to.sent, word)
+    answer = Answer(plain_value(value), context.state(), context.report_to.sent, word)
+    return packed_up(answer) if in_worker else answer
+
+
+def packed_up(answer: Answer) -> Answer:
+    """Pack the value by itself: whatever it is, what was learned must get home."""
+    try:
+        return replace(answer, value=pack(answer.value, "what the loop returned", "back"))
+    except CannotTravel as error:
+        return replace(answer, value=None, problem=str(error))
+
+
+def brought_home(answer: Answer) -> Answer:
+    """Open the value of an answer."""
+    try:
+        return replace(answer, value=answer.value.open(home=True)) if isinstance(answer.value, Packed) else answer
+    except Exception as error:  # of any class: it is the user's own objects
+        why = f"what the loop returned cannot be made again in this process: {type(error).__name__}: {error}."
+        return replace(answer, value=None, problem=why)
 
 
 def plain_value(value: Any) -> Any:

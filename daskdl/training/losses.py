@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -147,8 +147,10 @@ class TorchLoss:
         """What a row counts in the mean: the weight of its class; None if it is one for each."""
         if not isinstance(self.loss, (nn.CrossEntropyLoss, nn.NLLLoss)):
             return None
-        known = y != self.loss.ignore_index
         of_class = self.loss.weight
+        if of_class is None and self.loss.ignore_index < 0:
+            return None
+        known = y != self.loss.ignore_index
         return known.float() if of_class is None else of_class[y.clamp(min=0)] * known
 
 
@@ -168,8 +170,11 @@ class OwnLoss:
         else:
             found = self._rows()(output, y)
         if isinstance(found, tuple):
-            total, count = found
-            return total, count
+            if len(found) != 2:
+                raise ValueError(f"a loss returns a tensor, or the two (total, count); this one returned {len(found)}")
+            if weight is not None and "sample_weight" not in self.takes:
+                raise ValueError("it returns (total, count) and does not take sample_weight")
+            return found[0], torch.as_tensor(found[1])
         if not isinstance(found, torch.Tensor):
             raise TypeError(f"a loss returns a tensor, or (total, count); this one returned {type(found).__name__}")
         if found.ndim:
@@ -224,6 +229,8 @@ class Objective:
         Whether labels are numbers in the type of the output.
     prepare : {"", "two scores", "log"}
         What is done to outputs before the loss gets them.
+    of_class : tensor of shape (n_classes,), optional
+        Weight of a row by its class, beside its own.
     """
 
     call: TorchLoss | OwnLoss
@@ -231,6 +238,7 @@ class Objective:
     label: Form = "rows"
     floats: bool = False
     prepare: Literal["", "two scores", "log"] = ""
+    of_class: torch.Tensor | None = None
 
     def __call__(self, output: Any, y: torch.Tensor, weight: torch.Tensor | None = None, share: float = 1.0) -> Pair:
         """Total of the loss over these rows, and what it is divided by: both are added up over all ranks.
@@ -245,6 +253,8 @@ class Objective:
             Part of the global batch that these rows are; a loss that is a sum is divided by it, which is 1 in all.
         """
         output = _full(by_rows(output, len(y)))
+        if self.of_class is not None:
+            weight = self.of_class[y] if weight is None else self.of_class[y] * weight
         first = first_output(output)
         if isinstance(self.call, TorchLoss) and not isinstance(self.call.loss, nn.GaussianNLLLoss):
             output = first
@@ -268,7 +278,7 @@ class Objective:
         """Move what the loss holds, such as weights of classes, to a device."""
         if isinstance(self.call.loss, nn.Module):
             self.call.loss.to(device)
-        return self
+        return self if self.of_class is None else replace(self, of_class=self.of_class.to(device))
 
 
 def _full(output: Any) -> Any:

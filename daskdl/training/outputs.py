@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from daskdl.training.copies import copied
 
 Reads = Literal["logits", "log_probabilities", "probabilities", "scores", "values", "log_values"]
 WILD = 10.0  # standard deviation of weights that drive an output out of [0, 1], if anything can
@@ -59,8 +60,8 @@ def margin(output: torch.Tensor, reads: Reads) -> torch.Tensor:
 def values(output: torch.Tensor, reads: Reads) -> torch.Tensor:
     """Numbers in the unit in which the loss saw the label: shape (n_rows,), or (n_rows, n_outputs) of several."""
     output = output.double()
-    if output.ndim == 2 and output.shape[1] == 1:
-        output = output[:, 0]
+    if output.ndim > 1:
+        output = output[:, 0] if output[0].numel() == 1 and output.ndim == 2 else output.flatten(1)
     if reads == "log_values":
         return output.exp()
     return output.sigmoid() if reads == "logits" else output
@@ -83,7 +84,7 @@ def what_comes_out(module: nn.Module, inputs: Sequence[torch.Tensor], output: to
 
 @torch.no_grad()
 def _stays_inside(module: nn.Module, inputs: Sequence[torch.Tensor]) -> bool:
-    wild = copy.deepcopy(module).eval()
+    wild = copied(module).eval()
     for _ in range(2):
         for parameter in wild.parameters():
             if parameter.is_floating_point():

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 MOST_BYTES = {"calls": 1 << 30, "results": 4 << 30}  # of all runs; the oldest go
 
@@ -20,15 +19,14 @@ def private_folder(kind: str) -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "daskdl" / kind
 
 
-@contextmanager
-def new_private(kind: str, run_id: str) -> Iterator[IO[bytes]]:
-    """A file of a run that appears complete, or not at all; makes room for it among those of other runs."""
+def write_private(kind: str, run_id: str, thing: Any) -> None:
+    """Write a file of a run that appears complete, or not at all; makes room for it among those of other runs."""
     folder = private_folder(kind)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     part = folder / f"{run_id}.part"
     try:
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            yield file
+            pickle.dump(thing, file)
         os.replace(part, folder / run_id)
     except BaseException:
         part.unlink(missing_ok=True)

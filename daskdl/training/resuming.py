@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import cloudpickle
-
-from daskdl.errors import DataError
+from daskdl.errors import CannotTravel, DataError
 from daskdl.run import Run, load_run
 from daskdl.training.checkpoints import CheckpointFolder, Checkpoints
 from daskdl.training.commit import Commit
 from daskdl.training.following import persisted
 from daskdl.training.gangs import reachable
-from daskdl.training.private import new_private, private_folder, read_private
+from daskdl.training.private import private_folder, read_private, write_private
+from daskdl.travel import pack
 
 MAX_CALL_BYTES = 64 << 20
 
@@ -78,15 +75,6 @@ def checkpoints_of(run: Run, rules: Checkpoints, workers: list[str]) -> tuple[Ch
 # -- what was called ----------------------------------------------------------------------------------------------
 
 
-class _Bounded(io.BytesIO):
-    """Memory that takes so much and no more."""
-
-    def write(self, data: Any) -> int:
-        if self.tell() + memoryview(data).nbytes > MAX_CALL_BYTES:
-            raise OverflowError
-        return super().write(data)
-
-
 def remember_call(run: Run, rules: Checkpoints, fingerprint: str, function: Callable[..., Any], *args: Any) -> None:
     """Write down what a run is doing, so that ``resume`` can do it again: in the user's home, not beside the run.
 
@@ -97,14 +85,12 @@ def remember_call(run: Run, rules: Checkpoints, fingerprint: str, function: Call
     if persisted(args):
         why = "the frame is persisted, and what lies in the memory of workers goes with them"
     else:
-        file = _Bounded()
         try:
-            cloudpickle.dump((rules, fingerprint, function, args), file)
-            with new_private("calls", run.id) as kept:
-                kept.write(file.getbuffer())
+            call = pack((rules, fingerprint, function, args), "what was given", "to another session", MAX_CALL_BYTES)
+            write_private("calls", run.id, call)
         except OverflowError:
             why = f"the data given is larger than {MAX_CALL_BYTES >> 20} MiB"
-        except (OSError, TypeError, AttributeError, pickle.PicklingError) as error:
+        except (OSError, CannotTravel) as error:
             why = f"{type(error).__name__}: {error}"
     if why:
         run.event("note", f"this run cannot be resumed in another session: {why}. Read the data from files, lazily.")
@@ -113,7 +99,7 @@ def remember_call(run: Run, rules: Checkpoints, fingerprint: str, function: Call
 def _read_call(run: Run) -> Any:
     """Read what a run was doing; raises ``ValueError`` if it is not known."""
     try:
-        return read_private("calls", run.id)
+        return read_private("calls", run.id).open(home=True)
     except FileNotFoundError:
         said = run.events[run.events.text.str.contains("cannot be resumed", regex=False)].text.tolist()
         why = said[0] if said else f"what it was doing is not in {private_folder('calls')}."

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from daskdl.data.batches import Batch
+from daskdl.data.extras import ROLES
 from daskdl.training.clock import Clock
 
 NO_LABELS = np.empty(0, dtype=np.float32)
@@ -35,6 +36,8 @@ class TensorBatch:
     n_rows, n_global : int
         Rows of this rank and of all ranks. A rank that has none in a short last batch gets rows it had before, whose
         gradient counts zero.
+    weight : tensor of shape (n_rows,), optional
+        Of the rows, if they were given weights.
     """
 
     inputs: tuple[torch.Tensor, ...]
@@ -44,6 +47,7 @@ class TensorBatch:
     last_of_epoch: bool
     n_rows: int
     n_global: int
+    weight: torch.Tensor | None = None
 
     @property
     def x(self) -> torch.Tensor:
@@ -78,7 +82,7 @@ def to_tensors(block: Any, device: torch.device) -> tuple[tuple[torch.Tensor, ..
         return moved.long() if array.dtype.kind == "i" else moved
 
     first = [name for name in ("numbers", "codes") if name in block]
-    others = [name for name in block if name not in ("numbers", "codes", "y")]
+    others = [name for name in block if name not in ("numbers", "codes", "y", *ROLES)]
     return tuple(tensor(block[name]) for name in first + others), tensor(block.get("y", NO_LABELS))
 
 
@@ -109,7 +113,9 @@ def on_device(
 
 def _tensors(batch: Batch, previous: TensorBatch | None, device: torch.device, last_of_epoch: bool) -> TensorBatch:
     if batch.n_rows == 0 and previous is not None:
-        inputs, y = previous.inputs, previous.y
+        inputs, y, weight = previous.inputs, previous.y, previous.weight
     else:
         inputs, y = to_tensors(batch.arrays, device)
-    return TensorBatch(inputs, y, batch.epoch, batch.step, last_of_epoch, batch.n_rows, batch.n_global)
+        found = batch.arrays.get("sample_weight")
+        weight = None if found is None else torch.from_numpy(np.require(found, requirements=["C", "W"])).to(device)
+    return TensorBatch(inputs, y, batch.epoch, batch.step, last_of_epoch, batch.n_rows, batch.n_global, weight)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import cloudpickle
 from distributed import Client
 
 from daskdl.clients import current_client
@@ -15,6 +14,7 @@ from daskdl.data.batches import Transform
 from daskdl.data.rows import learn, read_rows
 from daskdl.data.schema import Kinds, Missing, Schema
 from daskdl.data.schema.target import Target
+from daskdl.errors import CannotTravel
 from daskdl.execution.interrupts import noted_interrupts
 from daskdl.run import Run
 from daskdl.tracking.record import ENDED
@@ -22,18 +22,20 @@ from daskdl.training.begin import begin
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.following import attach, in_background
 from daskdl.training.job import Job, NumWorkers, check_sizes, rules_of, started, weight_column
-from daskdl.training.private import new_private, private_folder, read_private
+from daskdl.training.private import private_folder, read_private, write_private
 from daskdl.training.resuming import Resumed, remember_call, workers_for
+from daskdl.travel import pack
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a training leaves besides its run."""
+    """What a training leaves besides its run; ``problem`` is why there is no value."""
 
     value: Any
     state: dict[str, Any]
     schema: Schema
     target: Target
+    problem: str | None = None
 
 
 class Result:
@@ -49,7 +51,15 @@ class Result:
 
     @property
     def value(self) -> Any:
-        """What the loop returned on rank 0, modules unwrapped and on the CPU."""
+        """What the loop returned on rank 0, modules on the CPU.
+
+        Raises
+        ------
+        CannotTravel
+            It could not be brought here; ``state`` has what was learned all the same.
+        """
+        if (problem := self._all().problem) is not None:
+            raise CannotTravel(f"{problem} result.state has the weights, and all else that was given to context.keep.")
         return self._all().value
 
     @property
@@ -173,13 +183,9 @@ def train(
     """
     if not callable(loop):
         raise TypeError(f"loop must be a function that takes a Context, got {type(loop).__name__}")
-    try:
-        cloudpickle.dumps(loop)
-    except Exception as error:  # of any class: it is the user's own objects
-        raise TypeError(
-            f"loop cannot be sent to the workers: {error}. What it uses from outside travels with it; make locks, "
-            "files, connections and clients inside the loop."
-        ) from error
+    for what, given in {"loop": loop, "what it is called with": args, "batch_transform": batch_transform}.items():
+        if what == "loop" or not background:
+            pack(given, what)  # refuses what cannot be sent, before anything is computed
     if not isinstance(data, tuple) or len(data) != 2:
         raise TypeError(f"data must be (X, y), got {type(data).__name__}; for example (df[features], df['label'])")
     options = {
@@ -226,8 +232,8 @@ def _train(
     params = {name: options[name] for name in ("batch_size", "epochs", "missing", "num_workers", "reproducible")}
     with started(options["name"], "train", params, job, options["verbose"], resumed) as run:
         remember_call(run, job.checkpoints, job.fingerprint, _train, loop, data, args, options)
-        value, state = job.run(loop, args, run, resumed.commit if resumed else None)
-        parts = _Parts(value, state, schema, target)
+        answer = job.run(loop, args, run, resumed.commit if resumed else None)
+        parts = _Parts(answer.value, answer.state, schema, target, answer.problem)
         if run.awaited:
             _write_parts(run, parts)
     return Result(run, parts)
@@ -268,19 +274,17 @@ def load_result(run_id: str, root: str | os.PathLike[str] | None = None) -> Resu
 def _write_parts(run: Run, parts: _Parts) -> None:
     """Keep what a run in the background leaves, before it ends: who waits for its end finds it."""
     try:
-        with new_private("results", run.id) as file:
-            cloudpickle.dump(parts, file)
-    except Exception as error:  # of any class: it is the user's own objects
-        raise RuntimeError(
-            f"what the loop returned could not be kept for other processes ({type(error).__name__}: {error}). "
-            f"daskdl.resume({run.id!r}) goes on from the last checkpoint and returns it in its own process."
-        ) from error
+        packed = pack(parts, "what the loop returned", "to other processes")
+    except CannotTravel as error:
+        run.event("warning", f"{error} The state it kept is there.")
+        packed = pack(replace(parts, value=None, problem=str(error)))
+    write_private("results", run.id, packed)
 
 
 def _read_parts(run: Run) -> _Parts:
     """Read what a run that has ended has left; raises ``ValueError`` if there is nothing."""
     try:
-        parts: _Parts = read_private("results", run.id)
+        parts: _Parts = read_private("results", run.id).open(home=True)
     except FileNotFoundError:
         why = f": {run.error}" if run.error else ""
         raise ValueError(

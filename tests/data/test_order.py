@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskdl.data.order import SampleOrder, choose_lanes
+from daskdl.data.order import HELD_BYTES, SampleOrder, choose_lanes, layout
 
 orders = st.builds(
     SampleOrder,
@@ -185,3 +185,31 @@ def test_rows_of_a_file_are_spread_over_the_epoch_and_its_groups_are_read_once()
     for world_size in (1, 2, 4, 8, 16):
         readers = [set(order.groups_of(rank, world_size)) for rank in range(world_size)]
         assert sum(map(len, readers)) == len(set.union(*readers)) == 64
+
+
+@pytest.mark.parametrize("n_groups", [1, 3, 20])
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_groups_sorted_by_their_label_give_mixed_batches(n_groups: int, share: float) -> None:
+    """Large groups, read from the front: every batch of an epoch has its share of both classes, to within a lane."""
+    n = 24_000_000 // n_groups
+    counts = np.full(n_groups, n)
+    lanes, window_rows = layout(counts, 1024, row_bytes=100.0, open_bytes=1e6)
+    assert lanes == 16 and window_rows < n
+    order = SampleOrder(counts, 1024, seed=1, lanes=lanes, window_rows=window_rows)
+    label = np.zeros(order.n_rows, bool)
+    label[-int(share * len(label)) :] = True
+    means = [label[order.rows(0, step)].mean() for step in np.linspace(0, order.steps_per_epoch - 2, 12).astype(int)]
+    assert max(abs(mean - share) for mean in means) <= 1.01 / lanes
+
+
+def test_small_groups_are_read_once() -> None:
+    assert layout(np.array([50_000]), 1024, row_bytes=32.0, open_bytes=1.6e6)[0] == 1, "a window holds them all"
+    assert layout(np.full(5, 50_000), 1024, row_bytes=32.0, open_bytes=1.6e6)[0] == 4
+
+
+@pytest.mark.parametrize("row_bytes", [8.0, 100.0, 1e5, 1e7])
+def test_windows_of_rows_in_any_place_stay_small(row_bytes: float) -> None:
+    lanes, window_rows = layout(np.full(1_000, 32), 256, row_bytes, 0.0, random_access=True)
+    assert lanes * window_rows * row_bytes <= max(HELD_BYTES, 64 * row_bytes) and lanes >= 4
+    if row_bytes <= 8:
+        assert (lanes, window_rows) == (choose_lanes(256), SampleOrder([1], 1).window_rows)

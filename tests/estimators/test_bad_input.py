@@ -166,7 +166,7 @@ def test_a_loss_that_becomes_nan_names_the_step_and_keeps_the_last_good_weights(
 
 
 def nan_at_step_9(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    nan_at_step_9.calls = getattr(nan_at_step_9, "calls", 0) + 1
+    nan_at_step_9.calls = getattr(nan_at_step_9, "calls", 0) + (len(y) > 100)  # not where it is tried before launch
     loss = nn.functional.binary_cross_entropy_with_logits(output.reshape(-1), y.float())
     return loss * float("nan") if nan_at_step_9.calls == 10 else loss
 

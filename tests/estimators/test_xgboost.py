@@ -82,7 +82,7 @@ def test_bins_from_a_sample_are_as_good(client: Client, ragged: dd.DataFrame, pl
 
 
 def test_classes_regression_and_memory(planted: pd.DataFrame, tmp_path: object) -> None:
-    clf = daskdl.XGBClassifier(n_estimators=10, verbose=0).fit(planted[["a", "city"]], planted["city"])
+    clf = daskdl.XGBClassifier(n_estimators=10, verbose=0).fit(planted[["a", "city"]], planted["city"].rename("town"))
     assert clf.score(planted[["a", "city"]], planted["city"]) == 1.0
     reg = daskdl.XGBRegressor(n_estimators=50, verbose=0).fit(planted[FEATURES], planted["delay"])
     assert reg.score(planted[FEATURES], planted["delay"]) > 0.9

@@ -17,6 +17,7 @@ import pytest
 import torch
 import xgboost
 from distributed import Client
+from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 from watching import when_at
 
@@ -108,6 +109,47 @@ def test_boosting_goes_on_with_those_that_are_left(
     assert auc(clf, held_out) == pytest.approx(auc(undisturbed, held_out), abs=0.01)
     last = [c.run_.metrics.train_loss.iloc[-1] for c in (clf, undisturbed)]
     assert last[0] == pytest.approx(last[1], rel=0.05)
+
+
+def logistic(y: Any, p: Any) -> Any:
+    chance = 1 / (1 + np.exp(-p))
+    return chance - y, chance * (1 - chance)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("kind", ["function", "ranker", "dart"])
+def test_what_rows_and_functions_bring_survives_a_loss(
+    whole: Client, planted: pd.DataFrame, started_runs: list[Run], kind: str
+) -> None:
+    frame = dd.from_pandas(planted.assign(q=np.arange(4000) % 70, w=1 + np.arange(4000) % 70 % 3), npartitions=6)
+    X, options = frame[["a", "b", "q", "w"]], {"n_estimators": 80, "num_workers": 3, "verbose": 0}
+    schedule = xgboost.callback.LearningRateScheduler(lambda i: 0.3 if i < 40 else 0.05)
+    more: dict[str, Any] = {"sample_weight": "w"}
+    if kind == "ranker":
+        made, more = daskdl.XGBRanker(**options, eval_metric="ndcg@5"), {**more, "qid": "q"}
+    elif kind == "function":
+        made = daskdl.XGBClassifier(**options, objective=logistic, callbacks=[schedule], base_score=0.0)
+    else:
+        made = daskdl.XGBClassifier(**options, booster="dart", params={"rate_drop": 0.3})
+
+    def fitted() -> Any:
+        return clone(made).fit(X, frame.late, **more)
+
+    killer = when_at(started_runs, 10, kill(whole, 1))
+    with slow_rounds(whole, 0.02):
+        found = fitted()
+    killer.join()
+    assert "worker_lost" in found.run_.events.event.tolist()
+    assert found.model_.num_boosted_rounds() == 80
+    whole.wait_for_workers(3)
+    undisturbed = fitted()
+    x = planted[["a", "b"]].assign(q=0, w=0)
+    for kind_ in (found, undisturbed):
+        assert kind_.schema_.names == (["a", "b", "q"] if kind != "ranker" else ["a", "b"])
+    names = found.schema_.names
+    margins = [clf.predict(x[names], output_margin=True) for clf in (found, undisturbed)]
+    aucs = [roc_auc_score(planted.late, margin) for margin in margins]
+    assert aucs[0] == pytest.approx(aucs[1], abs=0.02)
 
 
 @pytest.mark.cluster

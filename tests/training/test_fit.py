@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from daskdl.training.evaluation import auc_of_histogram, score_histogram
-from daskdl.training.fit import FitConfig, make_optimizer
+from daskdl.training.optimizing import StepConfig, make_optimizer
 from daskdl.training.outputs import class_scores
 
 
@@ -34,5 +34,5 @@ def test_one_logit_is_two_scores(output: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "SGD", lambda parameters, lr: torch.optim.Adagrad(parameters, lr=lr)])
 def test_optimizers_by_name_or_function(optimizer: object) -> None:
-    made = make_optimizer(FitConfig(optimizer, 0.5, 0.0, None), torch.nn.Linear(1, 1))
+    made = make_optimizer(StepConfig(optimizer, 0.5, 0.0), torch.nn.Linear(1, 1))
     assert made.param_groups[0]["lr"] == 0.5

@@ -13,8 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image as Pillow
 
+from daskdl.data.schema.lists import lists
+from daskdl.data.schema.objects import is_missing
 from daskdl.data.schema.pictures import Pixels, decode_image, image_shape
-from daskdl.data.schema.values import blobs, is_missing, lists, plain
+from daskdl.data.schema.values import blobs, plain
 from daskdl.errors import DataError
 
 Arrays = npt.NDArray[Any] | Sequence[Any]

@@ -10,18 +10,20 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from daskdl.data.schema.buckets import bucket, is_there
+from daskdl.data.schema.kinds import Category as CategoryKind
+from daskdl.data.schema.kinds import Kind
+from daskdl.data.schema.lookup import Lookup
 from daskdl.data.schema.stats import MAX_CATEGORIES, ColumnStats, crowded
-from daskdl.data.schema.values import Values, days, numbers, plain
+from daskdl.data.schema.values import Values, categories, days, numbers, plain
 from daskdl.errors import DataError
 
 Missing = Literal["impute", "indicator", "refuse"]
 Floats = npt.NDArray[np.float32]
 TINY = 1e-30  # of a standard deviation that float32 cannot divide by
 Ints = npt.NDArray[np.int32]
+FEWEST_BUCKETS, MOST_BUCKETS = 256, 32_768
 
 
 def to_float(column: Any) -> Floats:
@@ -286,32 +288,44 @@ class Category(Column):
     ----------
     categories : tuple
         Known categories, most frequent first. Code 0 stands for missing and unseen ones, ``i + 1`` for the i-th.
+    buckets : int
+        Codes behind these that all others share by their hash, unseen ones too.
     """
 
     categories: tuple[Any, ...] = ()
+    buckets: int = 0
     kind: ClassVar[str] = "category"
     word: ClassVar[str] = "a category"
 
     @classmethod
-    def learn(cls, name: Any, stats: ColumnStats) -> Category:
-        """Learn from statistics."""
-        if len(stats.values) > MAX_CATEGORIES:
-            raise DataError(
-                f"column {name!r} has {len(stats.values):,} different values or more, and at most {MAX_CATEGORIES:,} "
-                "can be categories: that is an identifier or free text. Leave it out, group its rare values, or read "
-                f"it as text: kinds={{{name!r}: Text()}}."
-            )
-        ordered = sorted(stats.values, key=lambda v: (-stats.values[v], str(v)))
-        return cls(name, stats.n_missing, tuple(ordered))
+    def learn(cls, name: Any, stats: ColumnStats, kind: Kind | None = None) -> Category:
+        """Learn from statistics; rare ones of many categories get no code of their own."""
+        wanted = kind if isinstance(kind, CategoryKind) else CategoryKind()
+        top = MAX_CATEGORIES if wanted.top is None else wanted.top
+        ordered = sorted(stats.values, key=lambda v: (-stats.values[v], str(v)))[:top]
+        others = max(0, stats.n_different - len(ordered))
+        buckets = shared_codes(others) if wanted.buckets is None else wanted.buckets
+        return cls(name, stats.n_missing, tuple(ordered), buckets)
+
+    @property
+    def n_codes(self) -> int:
+        """Codes, 0 included."""
+        return 1 + len(self.categories) + self.buckets
 
     def summary(self) -> str:
         """How many categories, and the most frequent ones."""
         first = ", ".join(map(str, self.categories[:4]))
-        return f"{len(self.categories)}: {first}{', ...' * (len(self.categories) > 4)}"
+        more = f"; others in {self.buckets:,} buckets" if self.buckets else ""
+        return f"{len(self.categories)}: {first}{', ...' * (len(self.categories) > 4)}{more}"
 
     def codes(self, values: Values) -> Ints:
-        """Integer codes: 0 is missing or unseen."""
-        return self._lookup(values)
+        """Integer codes: 0 is missing, or unseen where there are no buckets."""
+        values = categories(values)
+        codes = self._lookup(values)
+        if self.buckets:
+            others = (codes == 0) & is_there(values)
+            codes[others] = 1 + len(self.categories) + bucket(values, others, self.buckets)
+        return codes
 
     @cached_property
     def _lookup(self) -> Lookup:
@@ -327,64 +341,12 @@ class Category(Column):
         return [np.where(codes == 0, np.nan, codes - 1).astype(np.float32)]
 
 
-class Lookup:
-    """Find values in a list of known ones: 1 for the first, 0 for one that is missing or not there.
-
-    Values are equal as Python has it: ``1``, ``1.0`` and ``True`` are.
+def shared_codes(others: int) -> int:
+    """Codes for so many categories that have none of their own: a power of two.
 
     Examples
     --------
-    >>> Lookup(["Rome", "Oslo"])(pa.array(["Oslo", None, "Mars"])).tolist()
-    [2, 0, 0]
+    >>> shared_codes(0), shared_codes(10), shared_codes(1_000), shared_codes(10**9)
+    (0, 256, 1024, 32768)
     """
-
-    def __init__(self, known: Any) -> None:
-        self.known = known
-        self.array = _as_arrow(np.array([*known, None], dtype=object)[:-1])
-
-    def __call__(self, values: Values) -> Ints:
-        """Positions of values: shape (n_rows,)."""
-        array = values if isinstance(values, pa.Array) else _as_arrow(values)
-        if isinstance(array, pa.DictionaryArray):
-            codes = np.append(self(array.dictionary), np.int32(0))
-            return codes[array.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)]
-        pair = None if array is None or self.array is None else _comparable(array, self.array)
-        if pair is not None:
-            found = pc.index_in(pair[0], value_set=pair[1])
-            return found.fill_null(-1).to_numpy(zero_copy_only=False) + np.int32(1)
-        objects = np.array([*array.to_pylist(), None], dtype=object)[:-1] if array is not None else values
-        return (pd.Index(self.known, dtype=object).get_indexer(objects) + 1).astype(np.int32)
-
-
-def _as_arrow(values: npt.NDArray[Any]) -> pa.Array | None:
-    """Return values of one type as an Arrow array; None for a mixture."""
-    try:
-        return pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
-        return None
-
-
-def _comparable(array: pa.Array, known: pa.Array) -> tuple[pa.Array, pa.Array] | None:
-    """Both arrays in one type that keeps every value; None if there is none."""
-    t = pa.types
-    if pa.types.is_null(array.type) or pa.types.is_null(known.type):
-        return None
-    if t.is_boolean(array.type) and t.is_boolean(known.type):
-        return array, known
-    if _is_text(array.type) and _is_text(known.type):
-        return (array, known.cast(array.type)) if not t.is_string_view(array.type) else (array.cast(known.type), known)
-    if not (_is_real(array.type) and _is_real(known.type)):
-        return None
-    common = pa.int64() if t.is_integer(array.type) and t.is_integer(known.type) else pa.float64()
-    try:
-        return array.cast(common), known.cast(common)
-    except pa.ArrowInvalid:  # an integer that float64, or int64, cannot hold
-        return None
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _is_real(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return int(min(max(1 << (others - 1).bit_length(), FEWEST_BUCKETS), MOST_BUCKETS)) if others else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ from daskdl.data.schema.values import Values, column_of, type_name
 from daskdl.errors import DataError
 
 BLOCK_ROWS = 4_096  # rows standardised at a time: in the cache, and in memory that need not be mapped anew each time
+WRITTEN = re.compile(r"\[[\d\s.,eE+\-naif\[\]]*\]|b(['\"]).*\1", re.DOTALL)  # how Python writes lists and bytes
+WRITTEN_VALUES = 20
 COLUMNS: dict[str, type[Column]] = {
     c.kind: c for c in (Number, Category, Time, ArrayColumn, RaggedColumn, ImageColumn, TextColumn)
 }
@@ -33,6 +36,8 @@ def learn_column(name: Any, stats: ColumnStats, missing: Missing, kind: Kind | N
             f"column {name!r} is to be read as {wanted!r}, and was described as {stats.kind!r}: what is needed was not "
             f"gathered. Describe it so: describe(column, kind={kind!r})."
         )
+    if kind is None and stats.kind == "category":
+        _refuse_written_objects(name, stats)
     if missing == "refuse" and stats.n_missing:
         raise DataError(
             f"column {name!r} has {stats.n_missing:,} missing values (NaN) in {stats.n:,} rows and "
@@ -45,7 +50,18 @@ def learn_column(name: Any, stats: ColumnStats, missing: Missing, kind: Kind | N
             "turn the loss into NaN. Replace them, for example df.replace([np.inf, -np.inf], np.nan)."
         )
     learn: Any = getattr(COLUMNS[wanted], "learn")  # noqa: B009
-    return learn(name, stats, kind) if wanted in ("array", "image", "text") else learn(name, stats)
+    return learn(name, stats, kind) if wanted in ("array", "category", "image", "text") else learn(name, stats)
+
+
+def _refuse_written_objects(name: Any, stats: ColumnStats) -> None:
+    """Refuse text that says what lists or bytes held: as categories they would be another table than the one meant."""
+    some = list(stats.values)[:WRITTEN_VALUES]
+    if some and all(isinstance(value, str) and WRITTEN.fullmatch(value) for value in some):
+        raise DataError(
+            f"column {name!r} holds text such as {some[0][:60]!r}: lists or bytes that were turned into text, as Dask "
+            "does with Python objects. Make the frame within dask.config.set({'dataframe.convert-string': False}), "
+            "and write such files again. Text that is meant as categories must be written without the brackets."
+        )
 
 
 def fill_numbers(

@@ -13,9 +13,10 @@ from daskdl.data.arrays import Array as Rows
 from daskdl.data.arrays import Ragged
 from daskdl.data.schema.columns import Column, scale_of
 from daskdl.data.schema.kinds import Array, Kind
+from daskdl.data.schema.lists import Lists, lists
 from daskdl.data.schema.stats import ColumnStats
 from daskdl.data.schema.text import ragged
-from daskdl.data.schema.values import Lists, Values, lists
+from daskdl.data.schema.values import Values
 from daskdl.errors import DataError
 
 MAX_ELEMENTS = 4_096  # of an array that trees read, one column each

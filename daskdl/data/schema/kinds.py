@@ -11,9 +11,12 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from daskdl.data.schema.values import TIMES, is_list, is_missing
+from daskdl.data.schema.lists import is_list
+from daskdl.data.schema.objects import TIMES, holds_text_only, is_missing
+from daskdl.data.schema.values import Values
 from daskdl.errors import DataError
 
+MAX_TOP = 20_000  # values that are counted, and may have a code of their own
 KINDS = ("number", "category", "time", "array", "ragged", "image", "text")
 
 
@@ -44,7 +47,9 @@ class Array:
 
 @dataclass(frozen=True)
 class Image:
-    """Compressed images (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM), decoded and resized once per batch to uint8 of shape (channels, height, width).
+    """Compressed images, decoded and resized once per batch to uint8 of shape (channels, height, width).
+
+    They are PNG, JPEG, WebP, TIFF, BMP, GIF or PPM. Of 16 bits the higher eight are kept.
 
     Parameters
     ----------
@@ -97,7 +102,41 @@ class Text:
             raise ValueError(f"max_length must be at least 1 token, got {self.max_length}")
 
 
-Kind = str | Array | Image | Text
+@dataclass(frozen=True)
+class Category:
+    """Values of a set: the most frequent ones get a code each, all others share some, by a hash.
+
+    A column of at most 10,000 different values needs none of this: each has its code. The hash is the same everywhere
+    ("hashing trick", Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", 2009), also for values
+    that training did not see.
+
+    Parameters
+    ----------
+    top : int, optional
+        Values with a code of their own, at most; by default 10,000.
+    buckets : int, optional
+        Codes that the others share; 0 makes them one with missing values. By default as many as there are others, from
+        256 to 32,768.
+
+    Examples
+    --------
+    >>> Category(top=100, buckets=64)
+    Category(top=100, buckets=64)
+    """
+
+    top: int | None = None
+    buckets: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, most in (("top", MAX_TOP), ("buckets", 2**20)):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= most:
+                raise ValueError(f"{name} must be from 0 to {most:,}, got {value!r}")
+        if self.top == 0 and self.buckets == 0:
+            raise ValueError("top=0 and buckets=0 leave no category; give one of them")
+
+
+Kind = str | Array | Image | Text | Category
 
 
 def kind_name(kind: Kind) -> str:
@@ -114,8 +153,10 @@ def kind_name(kind: Kind) -> str:
     ('image', 'number')
     """
     name = kind if isinstance(kind, str) else type(kind).__name__.lower()
-    if name not in KINDS or not isinstance(kind, (str, Array, Image, Text)):
-        raise ValueError(f"a kind must be one of {', '.join(map(repr, KINDS))}, Array, Image or Text; got {kind!r}")
+    if name not in KINDS or not isinstance(kind, (str, Array, Image, Text, Category)):
+        raise ValueError(
+            f"a kind must be one of {', '.join(map(repr, KINDS))}, Array, Image, Text or Category; got {kind!r}"
+        )
     return name
 
 
@@ -125,7 +166,7 @@ def kind_name(kind: Kind) -> str:
 def column_kind(name: Any, dtype: Any) -> str:
     """Say how a column of this pandas or pyarrow type is read, as far as the type tells.
 
-    Object columns count as categories here: their values are looked at in ``describe``.
+    Object columns count as categories here: their values are looked at in ``kind_of``.
 
     Raises
     ------
@@ -139,6 +180,8 @@ def column_kind(name: Any, dtype: Any) -> str:
     """
     if isinstance(dtype, pd.ArrowDtype):
         dtype = dtype.pyarrow_dtype
+    if isinstance(dtype, pd.SparseDtype):
+        dtype = dtype.subtype
     if pd.api.types.is_complex_dtype(dtype):
         raise DataError(
             f"Complex data not supported: column {name!r} has dtype {dtype}. Give its real and imaginary parts as two "
@@ -148,10 +191,36 @@ def column_kind(name: Any, dtype: Any) -> str:
     if kind is None:
         raise DataError(
             f"column {name!r} has dtype {dtype}; a feature must be a number, a boolean, a category (strings are read "
-            "as categories), a date, a duration, a list or an array of numbers, or an encoded image. Turn it into one "
-            "of these, or leave the column out."
+            "as categories), a date, a duration, a time of day, a list or an array of numbers, or an encoded image. "
+            "Turn it into one of these, or leave the column out."
         )
     return kind
+
+
+def kind_of(name: Any, dtype: Any, values: Values) -> str:
+    """Say how a column is read: by its type, and by its values if they are Python objects.
+
+    Parameters
+    ----------
+    name : hashable
+        For messages.
+    dtype : pandas or pyarrow type
+    values : array
+        What ``values.plain`` made of the column.
+
+    Raises
+    ------
+    DataError
+        Nothing a model can read, or text and something else.
+    """
+    if not _is_object(dtype):
+        return column_kind(name, dtype)
+    kind = values.type if isinstance(values, pa.Array) else values.dtype
+    return object_kind(name, values) if _is_object(kind) else column_kind(name, kind)
+
+
+def _is_object(dtype: Any) -> bool:
+    return isinstance(dtype, np.dtype) and dtype.kind == "O"
 
 
 def _pandas_kind(dtype: Any) -> str | None:
@@ -177,7 +246,9 @@ def _arrow_kind(kind: pa.DataType) -> str | None:
         return "category"
     if t.is_null(kind):
         return "category"
-    if t.is_boolean(kind) or t.is_integer(kind) or t.is_floating(kind) or t.is_decimal(kind) or t.is_duration(kind):
+    if t.is_boolean(kind) or t.is_integer(kind) or t.is_floating(kind) or t.is_decimal(kind):
+        return "number"
+    if t.is_duration(kind) or t.is_time(kind):
         return "number"
     if t.is_timestamp(kind) or t.is_date(kind):
         return "time"
@@ -197,8 +268,14 @@ def _arrow_list_kind(kind: pa.DataType) -> str | None:
     return "array" if pa.types.is_fixed_size_list(kind) else "ragged"
 
 
-def object_kind(values: npt.NDArray[np.object_]) -> str:
-    """Kind of an object column by the first value that is there."""
+def object_kind(name: Any, values: npt.NDArray[np.object_]) -> str:
+    """Kind of objects that are no numbers, by the first value that is there; all must be text if that one is.
+
+    Raises
+    ------
+    DataError
+        There is text, and something else.
+    """
     found = next((v for v in values if not is_missing(v)), None)
     if isinstance(found, (list, tuple, np.ndarray, dict)):
         return "array"
@@ -206,4 +283,13 @@ def object_kind(values: npt.NDArray[np.object_]) -> str:
         return "image"
     if isinstance(found, TIMES):
         return "number" if hasattr(found, "total_seconds") or isinstance(found, np.timedelta64) else "time"
+    if found is not None and not holds_text_only(values):
+        odd = next((v for v in values if not isinstance(v, str) and not is_missing(v)), found)
+        text = next((v for v in values if isinstance(v, str)), None)
+        raise DataError(
+            f"column {name!r} is an object column that is no category: it holds {type(odd).__name__} values such as "
+            f"{str(odd)[:60]!r}{'' if text is None else f' beside text such as {text[:60]!r}'}, which cannot be read "
+            "as one kind. Turn all into numbers, pd.to_numeric(column, errors='coerce'), or all into text, "
+            "column.astype(str), or leave it out."
+        )
     return "category"

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from daskdl.data.schema.encoding import COLUMNS, fill_numbers, learn_column, oth
 from daskdl.data.schema.fields import Field
 from daskdl.data.schema.kinds import Kind
 from daskdl.data.schema.stats import ColumnStats, describe
-from daskdl.data.schema.values import names_of
+from daskdl.data.schema.values import names_of, raw_column
 from daskdl.errors import DataError
 
 MISSING: tuple[Missing, ...] = ("impute", "indicator", "refuse")
@@ -106,7 +106,8 @@ class Schema:
         missing : {"impute", "indicator", "refuse"}
         kinds : dict, optional
             How columns are read that are not what their type says: ``"number"``, ``"category"``, ``"time"``,
-            ``"array"``, ``"ragged"``, ``"image"``, ``"text"``, ``Array(28, 28)``, ``Image(224, 224)``, ``Text()``.
+            ``"array"``, ``"ragged"``, ``"image"``, ``"text"``, ``Array(28, 28)``, ``Image(224, 224)``, ``Text()``,
+            ``Category(top=1000)``.
 
         Raises
         ------
@@ -122,8 +123,8 @@ class Schema:
         zip     category  2: 10115, 20095                    0
         note    text      32,768 tokens of HashingTokenizer  0
         """
-        kinds = kinds or {}
-        stats = {name: describe(frame[name], kind=kinds.get(name), name=name) for name in names_of(frame)}
+        kinds = {str(name): kind for name, kind in (kinds or {}).items()}
+        stats = {name: describe(raw_column(frame, name), kind=kinds.get(name), name=name) for name in names_of(frame)}
         return cls.from_stats(stats, missing, kinds)
 
     @classmethod
@@ -133,7 +134,7 @@ class Schema:
         """Learn from the statistics of each column, which ``describe`` gave for the same ``kinds``."""
         if missing not in MISSING:
             raise ValueError(f"missing must be one of {', '.join(map(repr, MISSING))}, got {missing!r}")
-        kinds = kinds or {}
+        kinds = {str(name): kind for name, kind in (kinds or {}).items()}
         unknown = [name for name in kinds if name not in stats]
         if unknown:
             raise DataError(f"kinds names columns that are not there: {unknown}. The columns are {list(stats)[:20]}.")
@@ -143,10 +144,13 @@ class Schema:
 
     def __getitem__(self, name: Any) -> Column:
         """The column of that name."""
-        for column in self.columns:
-            if column.name == name:
-                return column
-        raise KeyError(f"no column {name!r}; the columns are {self.names[:20]}")
+        if str(name) not in self._by_name:
+            raise KeyError(f"no column {name!r}; the columns are {self.names[:20]}")
+        return self._by_name[str(name)]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Column]:
+        return {str(column.name): column for column in self.columns}
 
     @property
     def names(self) -> list[Any]:
@@ -181,7 +185,7 @@ class Schema:
     @property
     def cardinalities(self) -> list[int]:
         """Codes of each category column, 0 included: the number of rows its embedding needs."""
-        return [len(c.categories) + 1 for c in self.category_columns]
+        return [c.n_codes for c in self.category_columns]
 
     @property
     def feature_names(self) -> list[str]:

@@ -13,12 +13,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from daskdl.data.schema.kinds import Kind, column_kind, kind_name, object_kind
+from daskdl.data.schema.buckets import Hashes, different, hashes, merged
+from daskdl.data.schema.kinds import MAX_TOP, Kind, kind_name, kind_of
+from daskdl.data.schema.lists import Lists, lists
+from daskdl.data.schema.objects import is_missing
 from daskdl.data.schema.pictures import check_whole, image_shape
-from daskdl.data.schema.values import Lists, Values, blobs, days, is_missing, lists, numbers, plain, strings
+from daskdl.data.schema.values import Values, blobs, categories, days, numbers, plain, strings
 from daskdl.errors import DataError
 
-MAX_CATEGORIES = 10_000
+MAX_CATEGORIES = 10_000  # with a code of their own, unless the user says otherwise
 LOOKED_AT, CROWD = 1_024, 128  # values of a piece that are looked at, and kept, to see if float32 tells them apart
 LARGEST = float(np.finfo(np.float32).max)  # what is beyond is infinite for the model
 Shape = tuple[int, ...]
@@ -38,7 +41,9 @@ class ColumnStats:
         Mean, sum of squared differences from it, and range: of numbers, of days since 1970, or of all numbers in
         arrays of one shape (``m2`` is then that of a row divided by its size, so that ``m2 / n`` is the variance).
     values : dict
-        Category -> rows; more than ``MAX_CATEGORIES`` are not counted.
+        Category -> rows: of all, or of about the ``MAX_TOP`` most frequent ones; or class -> rows.
+    sketch : array of uint64, optional
+        Smallest hashes of all categories, where ``values`` are not all.
     shape : tuple of int, optional
         Of a row of arrays or lists, or (channels, height, width) of images; -1 where rows differ.
     dtype : str
@@ -58,7 +63,13 @@ class ColumnStats:
     values: dict[Any, int] = field(default_factory=dict)
     shape: Shape | None = None
     dtype: str = ""
+    sketch: Hashes | None = None
     crowd: tuple[float, ...] = ()
+
+    @property
+    def n_different(self) -> int:
+        """Different categories or classes; an estimate where not all were counted."""
+        return len(self.values) if self.sketch is None else max(len(self.values), different(self.sketch))
 
     @property
     def n_seen(self) -> int:
@@ -89,13 +100,25 @@ class ColumnStats:
             m2=0.0 if varies else self.m2 + other.m2 + delta * delta * self.n_seen * other.n_seen / total,
             low=math.inf if varies else min(self.low, other.low),
             high=-math.inf if varies else max(self.high, other.high),
-            values=_merged_values(self.values, other.values),
+            **self._merged_values(other),
             shape=shape,
             dtype=str(np.result_type(self.dtype, other.dtype))
             if self.dtype and other.dtype
             else self.dtype or other.dtype,
             crowd=thinned([*self.crowd, *other.crowd]),
         )
+
+    def _merged_values(self, other: ColumnStats) -> dict[str, Any]:
+        """Counts of both; classes are counted however many there are."""
+        values, sketch = dict(self.values), None
+        for value, count in other.values.items():
+            values[value] = values.get(value, 0) + count
+        if self.kind == "label":
+            return {"values": values}
+        if self.sketch is not None or other.sketch is not None:
+            one, two = (hashes(part.values) if part.sketch is None else part.sketch for part in (self, other))
+            sketch = merged(one, two)
+        return counted(values, sketch)
 
     def _merged_kind(self, other: ColumnStats) -> str:
         """Kind of both; a part that holds nothing but missing values may be of any."""
@@ -104,6 +127,15 @@ class ColumnStats:
         if not self.n_seen or {self.kind, other.kind} == {"array", "ragged"}:
             return other.kind
         raise TypeError(f"{self.kind} in some partitions, {other.kind} in others")
+
+
+def counted(values: dict[Any, int], sketch: Hashes | None = None) -> dict[str, Any]:
+    """Keep of counted categories the most frequent ones, if they are many: an identifier would fill the memory."""
+    if len(values) <= MAX_TOP:
+        return {"values": values, "sketch": sketch}
+    sketch = merged(hashes(values), np.empty(0, np.uint64)) if sketch is None else sketch
+    kept = sorted(values, key=lambda v: (-values[v], str(v)))[:MAX_TOP]
+    return {"values": {value: values[value] for value in kept}, "sketch": sketch}
 
 
 def thinned(values: Sequence[float]) -> tuple[float, ...]:
@@ -133,14 +165,6 @@ def _crowd(values: npt.NDArray[Any]) -> tuple[float, ...]:
         return ()
     some = np.sort(values[:: max(1, len(values) // LOOKED_AT)])
     return thinned(np.unique(some).tolist()) if crowded(some, some.astype(np.float32)) else ()
-
-
-def _merged_values(a: dict[Any, int], b: dict[Any, int]) -> dict[Any, int]:
-    found = dict(a)
-    for value, count in b.items():
-        if value in found or len(found) <= MAX_CATEGORIES:
-            found[value] = found.get(value, 0) + count
-    return found
 
 
 def _merged_shape(a: Shape | None, b: Shape | None) -> Shape | None:
@@ -187,9 +211,7 @@ def describe(column: Any, moments: bool = True, kind: Kind | None = None, name: 
     name = getattr(column, "name", name)
     dtype = column.dtype if isinstance(column, pd.Series) else getattr(column, "type", None)
     values = plain(column)
-    found = kind_name(kind) if kind is not None else column_kind(name, dtype)
-    if kind is None and not isinstance(values, pa.Array) and values.dtype == object:
-        found = object_kind(values)
+    found = kind_of(name, values.dtype if dtype is None else dtype, values) if kind is None else kind_name(kind)
     try:
         return _DESCRIBE[found](values, moments, kind)
     except DataError as error:
@@ -199,7 +221,7 @@ def describe(column: Any, moments: bool = True, kind: Kind | None = None, name: 
 
 
 def _unreadable(name: Any, dtype: Any, values: Values, found: str, kind: Kind | None, error: Exception) -> DataError:
-    if kind is None and found in ("category", "array") and not isinstance(values, pa.Array):
+    if kind is None and found == "array" and not isinstance(values, pa.Array):
         odd = next((v for v in values if not isinstance(v, (str, bool, int, float, np.generic, type(None)))), None)
         return DataError(
             f"column {name!r} is an object column that is no category: it holds {type(odd).__name__} values such as "
@@ -213,16 +235,13 @@ def _unreadable(name: Any, dtype: Any, values: Values, found: str, kind: Kind | 
 
 
 def _describe_category(values: Values, moments: bool, kind: Kind | None) -> ColumnStats:
+    values = categories(values)
     if isinstance(values, pa.Array):
         return _arrow_categories(values)
-    if values.dtype == object:
-        odd = next((v for v in values if not isinstance(v, (str, bool, int, float, np.generic, type(None)))), None)
-        if odd is not None and not pd.api.types.is_scalar(odd):
-            raise TypeError(f"a {type(odd).__name__} is no single value")
     series = pd.Series(values)
     counts = series.value_counts(dropna=True)
     found = {v.item() if isinstance(v, np.generic) else v: int(n) for v, n in counts.items()}
-    return ColumnStats("category", len(series), int(series.isna().sum()), values=_capped(found))
+    return ColumnStats("category", len(series), int(series.isna().sum()), **counted(found))
 
 
 def _arrow_categories(array: pa.Array) -> ColumnStats:
@@ -233,12 +252,7 @@ def _arrow_categories(array: pa.Array) -> ColumnStats:
         array = array.cast(pa.large_string())
     pairs = array.value_counts().flatten()
     found = {v: n for v, n in zip(pairs[0].to_pylist(), pairs[1].to_pylist(), strict=True) if not is_missing(v)}
-    return ColumnStats("category", len(array), int(missing), values=_capped(found))
-
-
-def _capped(values: dict[Any, int]) -> dict[Any, int]:
-    """As many as are needed to see that there are too many; an identifier would fill the memory otherwise."""
-    return dict(list(values.items())[: MAX_CATEGORIES + 1])
+    return ColumnStats("category", len(array), int(missing), **counted(found))
 
 
 def _describe_number(values: Values, moments: bool, kind: Kind | None) -> ColumnStats:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from daskdl.data.schema.columns import Lookup
+from daskdl.data.schema.lookup import Lookup
 from daskdl.data.schema.stats import ColumnStats
-from daskdl.data.schema.values import numbers, plain
+from daskdl.data.schema.values import categories, numbers, plain
 from daskdl.errors import DataError
 
 
@@ -40,6 +40,7 @@ def describe_target(y: Any, classes: bool) -> ColumnStats:
     if not isinstance(y, pd.Series):
         y = pd.Series(pd.arrays.ArrowExtensionArray(y), name="y")
     if classes:
+        y = class_labels(y)
         counts = y.value_counts(dropna=True)
         values = {v.item() if isinstance(v, np.generic) else v: int(n) for v, n in counts.items() if n}
         infinite = sum(n for v, n in values.items() if isinstance(v, float) and np.isinf(v))
@@ -70,6 +71,25 @@ def describe_targets(columns: Sequence[Any], classes: bool) -> ColumnStats:
     stats.mean, stats.m2 = np.array([s.mean for s in each]), np.array([s.m2 for s in each])  # type: ignore[assignment]
     stats.low, stats.high = min(s.low for s in each), max(s.high for s in each)
     return stats
+
+
+def class_labels(y: Any) -> pd.Series:
+    """Give classes as text, numbers or booleans, whatever they are held as: intervals and dates by their text.
+
+    Examples
+    --------
+    >>> class_labels(pd.Series(pd.cut([1, 5], [0, 3, 6]))).tolist()
+    ['(0, 3]', '(3, 6]']
+    """
+    try:
+        values = categories(plain(y))
+    except TypeError as error:
+        raise DataError(
+            f"label {getattr(y, 'name', 'y')!r} holds no classes: {error}. Give text, numbers or booleans."
+        ) from error
+    if isinstance(values, pa.Array):
+        return pd.Series(pd.arrays.ArrowExtensionArray(values), name=getattr(y, "name", "y"))
+    return pd.Series(values, name=getattr(y, "name", "y"))
 
 
 @dataclass(frozen=True)
@@ -159,7 +179,7 @@ class Target:
         values = plain(y)
         if self.classes is None:
             return self._standardised(values, y)
-        codes = self._lookup(values)
+        codes = self._lookup(categories(values))
         if not codes.all():
             unknown = values[int(np.argmin(codes))]
             raise DataError(
@@ -172,6 +192,18 @@ class Target:
         """Encode several labels of a row: shape (n_rows, n_targets)."""
         each = zip(columns, self.mean, self.scale, strict=True)
         return np.stack([Target(None, float(mean), float(scale)).encode(y) for y, mean, scale in each], axis=1)
+
+    def known(self, y: Any) -> Any:
+        """Give labels as ``predict`` gives them, to compare both; several labels of a row as they are."""
+        if not isinstance(y, pd.Series):
+            y = np.asarray(y)
+        if y.ndim != 1:
+            return y
+        y = y if isinstance(y, pd.Series) else pd.Series(y)
+        if self.classes is None:
+            return numbers(plain(y))
+        values = categories(plain(y))
+        return values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values
 
     def _standardised(self, values: Any, y: Any) -> npt.NDArray[np.float32]:
         try:

@@ -118,9 +118,8 @@ class Source(ABC):
 
     def layout(self, batch_size: int) -> dict[str, Any]:
         """Lanes and window of a sample order over this source, where the place of its rows decides them."""
-        if self.random_access:
-            return {}
-        lanes, window_rows = layout(self.counts, batch_size, self.row_bytes, self.open_bytes)
+        about = (self.row_bytes, self.open_bytes, self.random_access)
+        lanes, window_rows = layout(self.counts, batch_size, *about)
         return {"lanes": lanes, "window_rows": window_rows}
 
     def map(self, function: Callable[[pd.DataFrame], pd.DataFrame]) -> Source:

@@ -161,8 +161,8 @@ class DatasetSource(Source):
 def _length(dataset: Any) -> int:
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(
-            f"expected a map-style dataset with len() and [i], got {type(dataset).__qualname__}. Without them rows can be "
-            "neither shuffled nor shared among workers; write the rows as Parquet and read those."
+            f"expected a map-style dataset with len() and [i], got {type(dataset).__qualname__}. Without them rows can "
+            "be neither shuffled nor shared among workers; write the rows as Parquet and read those."
         )
     return len(dataset)
 

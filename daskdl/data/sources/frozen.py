@@ -11,6 +11,7 @@ from typing import Any
 import cloudpickle
 
 from daskdl.errors import DataError
+from daskdl.travel import by_value, opened, this_process
 
 DEEPEST = 4  # attributes of attributes, searched for what cannot be pickled
 
@@ -24,6 +25,8 @@ class Frozen:
     data : bytes
     buffers : list of buffers
         What arrays and tensors hold.
+    process : str
+        That froze it, see ``travel``: classes that come back to it are its own.
 
     Examples
     --------
@@ -34,6 +37,7 @@ class Frozen:
 
     data: bytes
     buffers: list[Any]
+    process: str
 
     @classmethod
     def of(cls, thing: Any) -> Frozen:
@@ -46,7 +50,8 @@ class Frozen:
         """
         out, buffers = io.BytesIO(), []  # type: ignore[var-annotated]
         try:
-            _Sender(out, protocol=5, buffer_callback=buffers.append).dump(thing)
+            with by_value():
+                _Sender(out, protocol=5, buffer_callback=buffers.append).dump(thing)
         except Exception as error:
             name = type(thing).__qualname__
             raise DataError(
@@ -54,14 +59,15 @@ class Frozen:
                 f"it opens a file at its first read, give it as it is before that: DatasetSource({name}(...)). Else "
                 "keep paths in it, and open files, connections and generators in __getitem__."
             ) from error
-        return cls(out.getvalue(), buffers)
+        return cls(out.getvalue(), buffers, this_process())
 
     def thaw(self) -> Any:
         """Make a copy of the object as it was."""
-        return pickle.loads(self.data, buffers=self.buffers)
+        return opened(self.data, self.buffers, self.process)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"data": self.data, "buffers": [pickle.PickleBuffer(buffer) for buffer in self.buffers]}
+        buffers = [pickle.PickleBuffer(buffer) for buffer in self.buffers]
+        return {"data": self.data, "buffers": buffers, "process": self.process}
 
 
 def _because(thing: Any) -> str:

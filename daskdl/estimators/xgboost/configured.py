@@ -10,7 +10,15 @@ import numpy as np
 
 from daskdl.data.rows import Rows
 from daskdl.data.schema.stats import ColumnStats
-from daskdl.estimators.xgboost.objectives import CUSTOM, RANKS, SEVERAL, check_objective, shift_of, target_of
+from daskdl.estimators.xgboost.objectives import (
+    CUSTOM,
+    RANKS,
+    SEVERAL,
+    check_labels,
+    check_objective,
+    shift_of,
+    target_of,
+)
 from daskdl.estimators.xgboost.params import Wanted, class_weights_of, constraints_of, weights_of
 from daskdl.estimators.xgboost.start import Start
 from daskdl.estimators.xgboost.trial import ROWS, made_rows, tried
@@ -22,7 +30,7 @@ OF_COLUMNS = ("monotone_constraints", "interaction_constraints")
 
 
 def configured(
-    estimator: Any, said: Wanted, rows: Rows, validated: int, start: Start | None
+    estimator: Any, said: Wanted, rows: Rows, label: Any, validated: int, start: Start | None
 ) -> tuple[BoostConfig, str]:
     """Return what the ranks are asked to do, and the name of the objective; sets how ``estimator`` encodes rows.
 
@@ -37,7 +45,8 @@ def configured(
     metrics = [metric for metric in said.eval_metric if not callable(metric)]
     shift = 0.0
     if not classes:
-        shift = shift_of(objective, rows.label, metrics, rows.label_name)
+        check_labels(objective, rows.label, label)
+        shift = shift_of(objective, rows.label, metrics, label)
         estimator.target_ = target_of(estimator.target_, shift)
     if start is not None:
         estimator.schema_, estimator.target_ = start.check(estimator.schema_, estimator.target_)
@@ -72,13 +81,13 @@ def configured(
     return tried(config, block, what), objective
 
 
-def extras_seen(rows: Rows) -> dict[str, ColumnStats]:
-    """Between what the extras lie, of all rows."""
+def extras_seen(rows: Rows) -> dict[str, tuple[ColumnStats, int]]:
+    """Between what the extras lie, of all rows, and how many each has."""
     found: dict[str, ColumnStats] = {}
     for look in rows.looks:
         for role, stats in look.extras.items():
             found[role] = found[role].merge(stats) if role in found else stats
-    return found
+    return {role: (stats, len(rows.extras[role])) for role, stats in found.items()}
 
 
 def objective_of(kind: str, said: Wanted, n_classes: int) -> str:
@@ -145,7 +154,7 @@ def tried_alone(kind: str, said: Wanted, extras: Mapping[str, Any]) -> None:
     label = ColumnStats("label", 1, low=1.0, high=1.0)
     roles = ["qid"] if objective in RANKS else []
     roles += ["label_lower_bound", "label_upper_bound"] if objective == "survival:aft" else []
-    seen = {role: ColumnStats("number", 1, low=1.0, high=1.0) for role in roles}
+    seen = {role: (ColumnStats("number", 1, low=1.0, high=1.0), 1) for role in roles}
     config = BoostConfig(params, 1, None, ["0", "1"], ["q", "q"], 0, ROWS)
     block = made_rows(["q", "q"], n_classes, label, 0.0, seen)
     tried(replace(config, params={k: v for k, v in params.items() if k != "num_class" or several}), block, "some rows")

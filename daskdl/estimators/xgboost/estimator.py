@@ -5,27 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-import numpy as np
-import pandas as pd
 from sklearn.base import ClassifierMixin
-from sklearn.utils.validation import check_is_fitted
 
 from daskdl.clients import current_client
-from daskdl.data.joining import joined
+from daskdl.data.joining import label_names
 from daskdl.data.rows import Rows
 from daskdl.data.schema import Missing
-from daskdl.data.sources.base import Source
-from daskdl.estimators.base import DaskEstimator
-from daskdl.estimators.predict import predict
 from daskdl.estimators.xgboost.configured import configured, tried_alone
+from daskdl.estimators.xgboost.fitted import FittedTrees
 from daskdl.estimators.xgboost.job import BoostJob, ranks_wanted
 from daskdl.estimators.xgboost.objectives import one_rank_only
 from daskdl.estimators.xgboost.params import Wanted, refuse_unknown, wanted, with_remedies
-from daskdl.estimators.xgboost.predicting import NO_PROBABILITIES, TreePredictor
 from daskdl.estimators.xgboost.sets import Sets, sets_of
 from daskdl.estimators.xgboost.start import Start, booster_of, start_of
 from daskdl.execution.interrupts import noted_interrupts
-from daskdl.training.begin import begin
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.following import in_background
 from daskdl.training.job import NumWorkers, started
@@ -37,7 +30,7 @@ def boost_again(resumed: Any, estimator: Any, *call: Any) -> Any:
     return estimator._fit(resumed, *call)
 
 
-class XGBEstimator(DaskEstimator):
+class XGBEstimator(FittedTrees):
     """Boost trees on all workers of a Dask cluster, from a lazy frame, with XGBoost.
 
     Labels are taken as they are, in their own unit, and so is everything that XGBoost says of them. Categories are
@@ -130,15 +123,11 @@ tree_method, device
     checkpoints: Any
     params: dict[str, Any] | None
     class_weight: Any
-    importance_type: str | None
     sketch_rows: int
     seed: int
     name: str | None
     verbose: int
-    best_iteration_: int
-    best_score_: float | None
     evals_result_: dict[str, dict[str, list[float]]]
-    objective_: str
 
     @with_remedies
     def __init__(
@@ -261,15 +250,16 @@ tree_method, device
         said, sets = self._wanted(), sets_of(validation_data, extras)
         self._check(said, sets, extras)
         y = extras["label_lower_bound"] if y is None and "label_lower_bound" in extras else y
-        client, start = begin(None, self.checkpoints, X, y, validation_data), start_of(xgb_model)
+        client, start = self._client(), start_of(xgb_model)
         rows = self._read(X, y, client, moments=False, extras=extras, several=not isinstance(self, ClassifierMixin))
         self._aside = [name for name in extras.values() if isinstance(name, str)]
-        job = self._job(said, rows, sets, start, client, workers_for(resumed, self.num_workers))
+        job = self._job(said, rows, label_names(y), sets, start, client, workers_for(resumed, self.num_workers))
         own = {k: v for k, v in self.get_params(deep=False).items() if k not in ("name", "verbose", "seed")}
         own = {k: v for k, v in own.items() if v is not None or k in ("num_workers", "checkpoints")}
         with started(self.name or "XGBoost", type(self).__name__, own, job, self.verbose, resumed) as run:
             self.run_ = run
             call = (self._unfitted(), X, y, extras, validation_data, xgb_model)
+            self._try_saving(run)
             remember_call(run, job.checkpoints, job.fingerprint, boost_again, *call)
             self._keep(job.run(run, resumed.commit if resumed else None))
             self._save_for_others(run)
@@ -286,25 +276,32 @@ tree_method, device
                 f"early_stopping_rounds={said.early_stopping_rounds} needs validation_data=(X, y): it is what is "
                 "watched."
             )
+        if self.missing not in ("impute", "refuse"):
+            raise ValueError(
+                f"missing must be 'impute' (NaN is missing, and left to XGBoost) or 'refuse', got {self.missing!r}. "
+                "Where another value stands for a missing one, replace it: df.replace(-999, float('nan'))."
+            )
         if self.class_weight is not None and not isinstance(self, ClassifierMixin):
             raise ValueError("class_weight is for XGBClassifier; a regression weighs rows: fit(..., sample_weight=).")
         tried_alone(type(self).__name__, said, extras)
 
     def _job(
-        self, said: Wanted, rows: Rows, sets: Sets, start: Start | None, client: Any, num_workers: NumWorkers
+        self,
+        said: Wanted,
+        rows: Rows,
+        label: Any,
+        sets: Sets,
+        start: Start | None,
+        client: Any,
+        num_workers: NumWorkers,
     ) -> BoostJob:
-        config, objective = configured(self, said, rows, bool(sets), start)
+        config, objective = configured(self, said, rows, label, len(sets), start)
         self.objective_, self._numbers_named = objective, list(self.target_.names) or said.alphas
         alone = one_rank_only(config.params, objective, config.params.get("eval_metric", []))
         ranks_wanted(num_workers, alone)
         found = [rows, *(self._read_set(data, client) for data in sets)]
         where = (client, num_workers, self.checkpoints, int(config.params["seed"]))
         return BoostJob(config, self.schema_, self.target_, found, *where, alone)
-
-    @property
-    def _outputs_of_rows(self) -> list[Any]:
-        """Names of several outputs."""
-        return self._numbers_named if self.target_.classes is None else pd.Index(self.target_.classes).tolist()
 
     def _read_set(self, data: tuple[Any, Any, dict[str, Any]], client: Any) -> Rows:
         X, y, extras = data
@@ -324,116 +321,3 @@ tree_method, device
         for name, (data, metric) in found["names"].items():
             if name in metrics:
                 self.evals_result_.setdefault(data, {})[metric] = metrics[name].tolist()
-
-    # -- predict ----------------------------------------------------------------------------------------------
-
-    def predict(
-        self, X: Any, *, output_margin: bool = False, iteration_range: Any = None, base_margin: Any = None
-    ) -> Any:
-        """Predict labels, in their own unit.
-
-        Parameters
-        ----------
-        X : Dask, pandas or cudf DataFrame, array of shape (n_rows, n_features), or Source
-        output_margin : bool
-            What the trees add up to, before the objective's link.
-        iteration_range : (int, int), optional
-            Rounds that count, the second not included; by default up to the best one.
-        base_margin : Series, array or str, optional
-            As in ``fit``.
-
-        Returns
-        -------
-        dask.dataframe.Series or array of shape (n_rows,)
-            Lazy for a Dask frame or a source: predicted on the workers when it is computed. Else computed here. Of
-            several labels or quantiles a lazy frame with a column each, or an array of shape (n_rows, n_outputs).
-
-        Raises
-        ------
-        DataError
-            The columns are not those of ``fit``.
-        """
-        what = "margins" if output_margin else "labels"
-        return self._ask(X, what, iteration_range, base_margin)
-
-    def predict_contributions(
-        self, X: Any, *, interactions: bool = False, approximate: bool = False, iteration_range: Any = None
-    ) -> Any:
-        """Say how much each feature adds to the margin of each row (SHAP values), and the bias.
-
-        Parameters
-        ----------
-        X
-            As in ``predict``.
-        interactions : bool
-            Of each pair of features.
-        approximate : bool
-            By the faster way of Saabas, "Interpreting random forests" (2014).
-        iteration_range : (int, int), optional
-            As in ``predict``.
-
-        Returns
-        -------
-        dask.dataframe.DataFrame or pandas.DataFrame
-            Lazy if ``X`` is. A column for each feature by its name, then ``bias``; a row adds up to its margin. Of
-            several classes ``"<class>: <feature>"``.
-        """
-        what = "interactions" if interactions else "contributions"
-        return self._ask(X, what, iteration_range, approximate=approximate)
-
-    def apply(self, X: Any, *, iteration_range: Any = None) -> Any:
-        """Return the leaf that each row falls into: a frame with a column for each tree, lazy if ``X`` is."""
-        return self._ask(X, "leaves", iteration_range)
-
-    def _predict(self, X: Any, what: str) -> Any:
-        return self._ask(X, what)
-
-    def _ask(
-        self, X: Any, what: str, iteration_range: Any = None, base_margin: Any = None, approximate: bool = False
-    ) -> Any:
-        check_is_fitted(self, "model_")
-        if what == "probabilities" and self.objective_ in NO_PROBABILITIES:
-            raise ValueError(NO_PROBABILITIES[self.objective_])
-        aside = [n for n in X.provenance if n not in self.schema_.names] if isinstance(X, Source) else []
-        beside: tuple[Any, ...] = ()
-        if base_margin is not None:
-            if isinstance(X, Source):
-                X = X.to_dask()
-            X, _, columns = joined(X, None, extras={"base_margin": base_margin})
-            beside = columns["base_margin"]
-        frame = self._with_fit_names(X) if not beside else self._without_weights(X)
-        best = self.model_.attr("best_iteration")
-        rounds = iteration_range or ((0, int(best) + 1) if best else (0, 0))
-        names = tuple(self._outputs_of_rows)
-        how = (self.objective_, names, (int(rounds[0]), int(rounds[1])), approximate, beside)
-        return predict(TreePredictor(self.model_, self.schema_, self.target_, *how), frame, what, aside, beside)
-
-    def _is_weight(self, name: Any) -> bool:
-        return name in self._aside and name not in self.schema_.names
-
-    # -- what was learned -------------------------------------------------------------------------------------
-
-    @property
-    def feature_importances_(self) -> pd.Series:
-        """Share of each feature in what the splits gain (or what ``importance_type`` says), by its name."""
-        check_is_fitted(self, "model_")
-        linear = self.model_.save_config().find('"name":"gblinear"') >= 0
-        kind = self.importance_type or ("weight" if linear else "gain")
-        scores = self.model_.get_score(importance_type=kind)
-        found = [np.sum(scores.get(name, 0.0)) for name in self.schema_.feature_names]
-        values = pd.Series(found, index=self.schema_.feature_labels, dtype=np.float64)
-        return values / values.sum() if values.sum() else values
-
-    # -- save and load ----------------------------------------------------------------------------------------
-
-    def _model_bytes(self) -> bytes:
-        return bytes(self.model_.save_raw("ubj"))
-
-    def _model_notes(self) -> dict[str, Any]:
-        notes = {"best_iteration": self.best_iteration_, "best_score": self.best_score_, "objective": self.objective_}
-        return {**notes, "aside": self._aside, "outputs": self._numbers_named}
-
-    def _model_from_bytes(self, data: bytes, notes: dict[str, Any]) -> Any:
-        self.best_iteration_, self.best_score_ = notes["best_iteration"], notes["best_score"]
-        self.objective_, self._aside, self._numbers_named = notes["objective"], notes["aside"], notes["outputs"]
-        return booster_of(data)

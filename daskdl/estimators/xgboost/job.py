@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from daskdl.data.encoders import TableEncoder
@@ -107,6 +108,8 @@ class BoostJob:
 
         folder, rules = checkpoints_of(run, self.checkpoints, self.workers)
         generation = 0
+        for pieces in self._pieces:
+            pieces.say = partial(run.event, "waiting")
         try:
             if self.client is None:
                 answer = boost_rank(self.config, run.id, rules, run.receive, 0, commit, *self._readers([])[0])

@@ -23,6 +23,18 @@ RANKS = ("rank:ndcg", "rank:map", "rank:pairwise")
 KNOWN = tuple(dict.fromkeys((*BINARY, *SEVERAL, *NUMBERS, *RANKS)))
 FOR = {"XGBClassifier": (*BINARY, *SEVERAL), "XGBRegressor": NUMBERS, "XGBRanker": RANKS}
 
+# objective -> lowest label, highest, whether the lowest is one
+UNIT = (0.0, 1.0, True)
+BETWEEN = {
+    "reg:gamma": (0.0, np.inf, False),
+    "reg:tweedie": (0.0, np.inf, True),
+    "count:poisson": (0.0, np.inf, True),
+    "reg:squaredlogerror": (-1.0, np.inf, False),
+    **dict.fromkeys(BINARY, UNIT),
+    **dict.fromkeys(RANKS, (0.0, np.inf, True)),
+    "rank:map": UNIT,
+}
+
 # a label may be shifted where the loss only looks at differences, and so do these metrics
 SHIFTED = ("reg:squarederror", "reg:absoluteerror", "reg:quantileerror", "reg:pseudohubererror")
 SHIFTED_METRICS = ("rmse", "mae", "mphe", "quantile")
@@ -50,6 +62,23 @@ def check_objective(estimator: str, objective: Any, n_classes: int) -> str:
             f"objective {objective!r} is for two classes, and y has {n_classes}. Use 'multi:softprob', or leave it out."
         )
     return str(objective)
+
+
+def check_labels(objective: str, stats: ColumnStats, name: Any) -> None:
+    """Refuse labels that an objective has no loss for.
+
+    Raises
+    ------
+    DataError
+    """
+    low, high, included = BETWEEN.get(objective, (-np.inf, np.inf, True))
+    if stats.low < low or stats.high > high or (not included and stats.low == low):
+        sign = ">=" if included else ">"
+        span = f"{sign} {low:g}" + (f" and <= {high:g}" if np.isfinite(high) else "")
+        raise DataError(
+            f"objective {objective!r} needs labels {span}; label {name!r} lies between {stats.low:,.6g} and "
+            f"{stats.high:,.6g}. Use another objective, or change the labels."
+        )
 
 
 def one_rank_only(params: Mapping[str, Any], objective: str, metrics: list[Any]) -> str | None:

@@ -102,7 +102,7 @@ class TreePredictor:
         labels = [*self.schema.feature_labels, "bias"]
         found[..., -1] += self.shift if self.target.classes is None else 0.0
         names = labels if found.ndim == 2 else [f"{o}: {name}" for o in self._named(found.shape[1]) for name in labels]
-        return self._laid(frame, found.reshape(len(found), -1), names)
+        return self._laid(frame, _flat(found), names)
 
     def interactions(self, frame: Any) -> pd.DataFrame:
         """The same for each pair of features."""
@@ -111,12 +111,12 @@ class TreePredictor:
         found[..., -1, -1] += self.shift if self.target.classes is None else 0.0
         pairs = [f"{a} x {b}" for a in labels for b in labels]
         names = pairs if found.ndim == 3 else [f"{o}: {pair}" for o in self._named(found.shape[1]) for pair in pairs]
-        return self._laid(frame, found.reshape(len(found), -1), names)
+        return self._laid(frame, _flat(found), names)
 
     def leaves(self, frame: Any) -> pd.DataFrame:
         """The leaf that each row falls into, of each tree."""
         found = self._raw(frame, pred_leaf=True)
-        found = found.reshape(len(found), -1).astype(np.int64)
+        found = _flat(found).astype(np.int64)
         return self._laid(frame, found, [f"tree_{i}" for i in range(found.shape[1])])
 
     contributions_part, interactions_part, leaves_part = contributions, interactions, leaves
@@ -164,3 +164,8 @@ class TreePredictor:
     @cached_property
     def _names(self) -> list[str]:
         return self.schema.feature_names
+
+
+def _flat(found: Found) -> Found:
+    """One row for each row, also of none."""
+    return found.reshape(len(found), int(np.prod(found.shape[1:])))

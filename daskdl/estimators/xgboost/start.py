@@ -68,7 +68,7 @@ def start_of(given: Any) -> Start | None:
     if isinstance(given, (str, os.PathLike)):
         path = os.fspath(given)
         if os.path.isdir(path):
-            from daskdl.estimators.base import load
+            from daskdl.estimators.saving import load
 
             return start_of(load(path))
         booster = xgboost.Booster()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,21 +22,27 @@ UNUSED = re.compile(r"Parameters: \{(.*)\} are not used")
 
 
 def made_rows(
-    kinds: Sequence[str], n_classes: int, label: ColumnStats | None, shift: float, extras: dict[str, ColumnStats]
+    kinds: Sequence[str],
+    n_classes: int,
+    label: ColumnStats | None,
+    shift: float,
+    extras: Mapping[str, tuple[ColumnStats, int]],
 ) -> Block:
-    """Make rows as those of a training are: with its classes, or its lowest and highest labels."""
+    """Make rows as those of a training are: with its classes, or its lowest and highest labels.
+
+    ``extras`` are between what the values of each role lie, and how many of them a row has.
+    """
     rng = np.random.default_rng(0)
     number = np.arange(ROWS)
     columns = [number % 2 if kind == "c" else rng.random(ROWS) for kind in kinds]
     x = pd.DataFrame({str(i): column.astype(np.float32) for i, column in enumerate(columns)})
     block: Block = {"x": x, "y": _labels(number, n_classes, label) - (0 if n_classes else shift)}
-    for role, stats in extras.items():
+    for role, (stats, width) in extras.items():
         values = np.where(number % 2, stats.low, stats.high)
-        block[role] = number // 6 if role == "qid" else np.full(ROWS, stats.high) if "weight" in role else values
+        values = number // 6 if role == "qid" else np.full(ROWS, stats.high) if "weight" in role else values
+        block[role] = values if width == 1 else np.repeat(values[:, None], width, axis=1)
     if "label_lower_bound" in block and "label_upper_bound" in block:
         block["label_upper_bound"] = np.maximum(block["label_upper_bound"], block["label_lower_bound"])
-    if "base_margin" in block and n_classes > 2:
-        block["base_margin"] = np.repeat(block["base_margin"][:, None], n_classes, axis=1)
     return block
 
 

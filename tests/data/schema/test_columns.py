@@ -17,9 +17,10 @@ from daskdl.data.arrays import Ragged
 from daskdl.data.schema import Schema, describe
 from daskdl.data.schema.codecs import encode_images, to_array_column
 from daskdl.data.schema.kinds import Array, Image, Text, column_kind, kind_name
+from daskdl.data.schema.lists import lists
 from daskdl.data.schema.stats import ColumnStats
 from daskdl.data.schema.text import HashingTokenizer, as_tokenizer
-from daskdl.data.schema.values import days, lists, numbers, plain
+from daskdl.data.schema.values import days, numbers, plain
 from daskdl.errors import DataError
 
 PIXELS = np.arange(3 * 4 * 2, dtype=np.uint8).reshape(3, 4, 2)
@@ -259,10 +260,12 @@ def test_categories_of_any_type(learned: pa.Array, met: pa.Array, codes: list[in
     assert schema.codes(pa.table({"c": met}).to_pandas()).ravel().tolist() == codes
 
 
-def test_categories_of_mixed_types_are_looked_up_as_python_does() -> None:
+def test_text_beside_numbers_is_refused_unless_it_is_said_to_be_categories() -> None:
     frame = pd.DataFrame({"c": pd.Series(["a", 1, "a", None], dtype=object)})
-    schema = Schema.learn(frame)
-    assert schema.codes(frame).ravel().tolist() == [1, 2, 1, 0]
+    with pytest.raises(DataError, match=r"column 'c' .* holds int values such as '1' beside text such as 'a'.*to_num"):
+        Schema.learn(frame)
+    schema = Schema.learn(frame, kinds={"c": "category"})
+    assert schema.codes(frame).ravel().tolist() == [1, 2, 1, 0], "looked up as Python does"
     assert schema.codes(pd.DataFrame({"c": [1, 2]})).ravel().tolist() == [2, 0]
 
 
@@ -522,13 +525,17 @@ def test_a_column_that_is_not_there_is_named() -> None:
         (pa.fixed_shape_tensor(pa.int8(), (2, 2)), "array"),
         (pd.ArrowDtype(pa.list_(pa.list_(pa.float32(), 3))), "ragged"),
         (pa.large_binary(), "image"),
+        (pd.ArrowDtype(pa.time32("s")), "number"),
+        (pd.SparseDtype(bool), "number"),
     ],
 )
 def test_types_tell_kinds(dtype: Any, kind: str) -> None:
     assert column_kind("c", dtype) == kind
 
 
-@pytest.mark.parametrize("dtype", [pd.PeriodDtype("D"), pd.IntervalDtype(), pd.ArrowDtype(pa.time32("s"))])
+@pytest.mark.parametrize(
+    "dtype", [pd.PeriodDtype("D"), pd.IntervalDtype(), pd.ArrowDtype(pa.map_(pa.int8(), pa.int8()))]
+)
 def test_types_without_a_kind_are_refused(dtype: Any) -> None:
     with pytest.raises(DataError, match=r"column 'c' has dtype .*; a feature must be"):
         column_kind("c", dtype)

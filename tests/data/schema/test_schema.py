@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskdl.data.schema import MAX_CATEGORIES, Schema, Text, describe
+from daskdl.data.schema import Schema, Text, describe
 from daskdl.errors import DataError
 from daskdl.estimators.tabular import TabularNet
 from daskdl.training.tensors import to_tensors
@@ -202,11 +202,6 @@ def test_it_shows_itself_as_text_and_escaped_html() -> None:
         ),
         ({"x": [1.0, np.inf]}, "impute", r"column 'x' holds 1 infinite values \(inf\) in 2 rows"),
         ({"x": [1.0, None]}, "refuse", r"column 'x' has 1 missing values \(NaN\) in 2 rows and missing='refuse'"),
-        (
-            {"id": [str(i) for i in range(MAX_CATEGORIES + 1)]},
-            "impute",
-            "column 'id' has 10,001 different values .* Text",
-        ),
     ],
 )
 def test_columns_nothing_can_be_learned_from_are_named(frame: dict, missing: str, message: str) -> None:
