@@ -33,6 +33,7 @@ from daskdl.errors import DataError
 from daskdl.estimators import saving
 from daskdl.estimators.predict import Outputs, Predictor, predict
 from daskdl.run import Run
+from daskdl.training.begin import begin
 from daskdl.travel import pack
 
 if TYPE_CHECKING:

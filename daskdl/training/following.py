@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -97,9 +98,12 @@ def in_background(
 
 
 def persisted(args: Any) -> bool:
-    """Whether there is a frame among the arguments, or in tuples among them, whose rows lie in workers' memory."""
-    things = [thing for arg in args for thing in (arg if isinstance(arg, tuple) else [arg])]
-    return any(is_lazy(thing) and futures_of(thing) for thing in things)
+    """Whether there is a frame among the arguments, or inside of them, whose rows lie in workers' memory."""
+    if isinstance(args, (tuple, list)):
+        return any(map(persisted, args))
+    if dataclasses.is_dataclass(args) and not isinstance(args, type):  # what fit was called with
+        return persisted(list(vars(args).values()))
+    return is_lazy(args) and bool(futures_of(args))
 
 
 def attach(run_id: str, root: str | os.PathLike[str] | None = None) -> Run:
