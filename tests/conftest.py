@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client
+from hypothesis import settings
+from ranks_at_hand import RanksAtHand, ranks_at_hand
 
 from daskdl.run import Run
 from daskdl.tracking import mlflow_client
@@ -23,6 +25,10 @@ from daskdl.tracking.folder import set_root
 # before torch is imported: two processes of tests share the cores, and threads that wait would spin
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+
+# beside a program that uses all cores, any example may take long
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 LONG = ("test_browser", "test_following", "test_demo", "test_growing", "test_many_ranks", "test_lab")
 LONG += ("test_docs", "test_docs_code")
@@ -72,6 +78,13 @@ def started_runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 
     monkeypatch.setattr(Run, "start", classmethod(remembering))
     return found
+
+
+@pytest.fixture(scope="session")
+def at_hand() -> Iterator[RanksAtHand]:
+    """Three processes that are ranks without a cluster, started once."""
+    with ranks_at_hand() as ranks:
+        yield ranks
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ def _serve(pipe: Any) -> None:
 
     torch.set_num_threads(1)
     while True:
-        gang, port, rank, world_size, task = pipe.recv()
+        gang, port, rank, world_size, task = pipe.recv()  # fails, and ends the process, when the other side is gone
         try:
             found = _one(gang, port, rank, world_size, *cloudpickle.loads(task))
         except BaseException as error:

@@ -85,7 +85,7 @@ def predict(predictor: Any, X: Any, what: str, aside: Sequence[Any] = (), beside
     features and say where a row comes from: a broken row is called by them. ``beside`` are those that are no features
     and that the predictor reads.
     """
-    frame = as_frame(X)
+    frame = X if beside else as_frame(X)
     names = [name for name in frame.columns if name not in aside and name not in beside]
     predictor.schema.check(names)
     names += beside

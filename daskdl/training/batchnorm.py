@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class GlobalForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer does to its input."""
         forward = _plain_forward(self.layer)
-        if not self.layer.training or dist.get_world_size() == 1:
+        if not (self.layer.training and dist.is_initialized()):
             return forward(self.layer, *args, **kwargs)
         with _GlobalStatistics(self.share()):
             return forward(self.layer, *args, **kwargs)
@@ -40,7 +40,7 @@ class GlobalForward:
         return GlobalForward(copy.deepcopy(self.layer, memo), self.share)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MethodType, (_plain_forward(self.layer), self.layer)
+        return partial, (_plain_forward(self.layer), self.layer)
 
 
 def _plain_forward(layer: _BatchNorm) -> Any:

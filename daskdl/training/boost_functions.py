@@ -91,18 +91,18 @@ def as_objective(user: UserFunction) -> Callable[[Floats, xgboost.DMatrix], tupl
 class Whole:
     """The labels and weights of all ranks' rows of a matrix, for metrics that no sum over ranks gives."""
 
-    def __init__(self, matrix: xgboost.DMatrix, shift: float) -> None:
+    def __init__(self, matrix: xgboost.DMatrix, shift: Any) -> None:
         self.y, self.weights = everywhere(labels_of(matrix)), everywhere(matrix.get_weight())
         label = self.y if self.y.ndim == 1 or self.y.size else None
         rows = np.zeros((len(self.y), 1), dtype=np.float32)
         self.matrix = xgboost.DMatrix(rows, label, weight=self.weights if self.weights.size else None)
         self.shift = shift
-        if shift:
+        if np.any(shift):
             self.y = self.y.astype(np.float64) + shift
 
     def __call__(self, user: UserFunction, predictions: Floats) -> list[tuple[str, float]]:
         """Call a metric on the predictions of all ranks' rows."""
-        predictions = predictions.astype(np.float64) + self.shift if self.shift else predictions
+        predictions = predictions.astype(np.float64) + self.shift if np.any(self.shift) else predictions
         found = user.of_rows(self.y, predictions, self.weights, self.matrix)
         pairs = found if isinstance(found, list) else [found] if isinstance(found, tuple) else [(user.name, found)]
         return [(str(name), float(value)) for name, value in pairs]
@@ -128,7 +128,7 @@ def everywhere(mine: Floats) -> Floats:
 class Metrics:
     """The user's metrics of all evaluated matrices, as XGBoost calls them."""
 
-    def __init__(self, users: Sequence[UserFunction], shift: float) -> None:
+    def __init__(self, users: Sequence[UserFunction], shift: Any) -> None:
         self.users, self.shift = users, shift
         self._whole: dict[int, Whole] = {}
 

@@ -42,7 +42,7 @@ class BoostConfig:
         A booster, as UBJSON, that is gone on with.
     feature_weights : array of shape (n_features,), optional
     class_weights : array of shape (n_classes,), optional
-    shift : float
+    shift : float, or array of shape (n_targets,)
         What was subtracted from the labels, and is from margins.
     """
 
@@ -60,7 +60,7 @@ class BoostConfig:
     start: bytes | None = None
     feature_weights: npt.NDArray[np.float32] | None = None
     class_weights: npt.NDArray[np.float64] | None = None
-    shift: float = 0.0
+    shift: Any = 0.0
 
     @property
     def binned(self) -> bool:
@@ -90,7 +90,7 @@ def about_rows(config: BoostConfig, block: Block, rows: slice) -> tuple[pd.DataF
         told["qid"] = pd.factorize(told["qid"])[0]
         if weights is not None:
             told["weight"] = _weight_per_query(told["qid"], told["weight"])
-    if "base_margin" in told and config.shift:
+    if "base_margin" in told and np.any(config.shift):
         told["base_margin"] = told["base_margin"] - config.shift
     x = block["x"] if isinstance(order, slice) else block["x"].iloc[order]
     return x.iloc[rows], told

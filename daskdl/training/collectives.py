@@ -61,15 +61,17 @@ def _begin_sum(bucket: list[nn.Parameter], share: float) -> tuple[torch.Tensor, 
 
 def _take_sum(bucket: list[nn.Parameter], flat: torch.Tensor, share: float) -> None:
     *sums, had = flat.split([*(n_values(parameter) for parameter in bucket), len(bucket)])
-    if share == 0 or any(p.grad is None for p in bucket):  # asks a GPU, which others need not
-        for parameter, one in zip(bucket, had.tolist(), strict=True):
-            parameter.grad = (
-                None if not one else torch.empty_like(parameter) if parameter.grad is None else parameter.grad
-            )
-    with torch.no_grad():
-        pairs = [(p.grad, shaped(total, p)) for p, total in zip(bucket, sums, strict=True) if p.grad is not None]
-        if pairs:
-            torch._foreach_copy_([grad for grad, _ in pairs], [total for _, total in pairs])
+    asked = share == 0 or any(p.grad is None for p in bucket)  # of a GPU, which others need not
+    flags = had.tolist() if asked else [1.0] * len(bucket)
+    for parameter, total, any_had in zip(bucket, sums, flags, strict=True):
+        if not any_had:
+            parameter.grad = None
+        elif parameter.grad is not None and parameter.grad.requires_grad:  # it has a graph, which goes on
+            with torch.no_grad():
+                parameter.grad.copy_(shaped(total, parameter))
+        else:  # not in place: the gradients of two parameters may share memory
+            found = shaped(total, parameter).to(parameter.dtype)
+            parameter.grad = found if parameter.is_contiguous() else torch.empty_like(parameter.detach()).copy_(found)
 
 
 def numbers(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from daskdl.training.gradients import Gradients, check_module
 from daskdl.training.mean import Loss, count_of, scaled
 from daskdl.training.replicas import Replicas
 from daskdl.training.report import Report, Send
-from daskdl.training.tensors import TensorBatch, on_device, seed_torch
+from daskdl.training.tensors import TensorBatch, on_device, seed_torch, to_cpu
 from daskdl.training.virtual import VirtualRanks
 
 COMMIT_SECONDS = 0.25  # between two commits, or
@@ -81,7 +82,7 @@ class Context:
         virtual = isinstance(order, VirtualOrder)
         self._gradients = Gradients(world_size, self._clock, by_hooks=not virtual)
         about: tuple[Any, ...] = (rank, world_size, self._seed, self._gradients)
-        self._replicas = Replicas(rank, self._gradients, self._warn)
+        self._replicas = Replicas(rank, self._gradients, partial(self.event, "warning"))
         self._virtual = VirtualRanks(order, *about) if isinstance(order, VirtualOrder) else None
         self._validation = batches[1] if len(batches) > 1 else None
         self._kept: dict[str, Any] = {}
@@ -247,8 +248,7 @@ class Context:
             self.step = batch.step + 1
             yield tensors
             clock.lap("other")
-            self._check_backward(batch.step)
-            self._gradients.end_step()
+            self._gradients.end_step() if self._virtual is None else self._virtual.check(batch.step)
             self.report_to.close_step(batch)
             word = self._agreement.answer(batch.step)
             clock.lap("all-reduce")
@@ -265,14 +265,6 @@ class Context:
                 break
         self._settle(None)
         end_progress(self.run)
-
-    def _check_backward(self, step: int) -> None:
-        if self._virtual is not None and self._gradients.modules and self._virtual.stepped != step:
-            raise RuntimeError(
-                f"step {step} ended without context.backward(batch, loss_of): with reproducible=True gradients are "
-                "added up there and nowhere else, so ranks would now have different weights. Write "
-                "loss = context.backward(batch, lambda part: loss(model(*part.inputs), part.y))."
-            )
 
     def _seed(self, step: int, part: int) -> int:
         """Seed of torch's random state for one part of one step."""
@@ -369,16 +361,10 @@ class Context:
     def _note_signals(self) -> None:
         """Report the learning rate, and the norm of the gradients if the loop has left them."""
         rates = [t.param_groups[0]["lr"] for t in self._kept.values() if isinstance(t, torch.optim.Optimizer)]
-        found = [g for p in self._gradients.parameters.values() if (g := p.grad) is not None]
-        gradients = [g.coalesce().values() if g.is_sparse else g for g in found]
         if rates:
             self.log(learning_rate=float(rates[0]))
-        if gradients:
-            self.log(
-                grad_norm=float(
-                    nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
-                )
-            )
+        if (norm := self._gradients.norm()) is not None:
+            self.log(grad_norm=norm)
 
     def _note_counts(self) -> None:
         """Say once if losses had nothing to be divided by."""
@@ -386,18 +372,15 @@ class Context:
         if counts and not self._gave_none and float(torch.stack(counts).min()) == 0:
             self._gave_none = True
             text = "a batch had a count of 0 in its loss, over all ranks, so its loss and gradients are 0: all its "
-            self._warn(text + "labels are ignored, or all its weights 0")
-
-    def _warn(self, text: str) -> None:
-        self.event("warning", text)
+            self.event("warning", text + "labels are ignored, or all its weights 0")
 
     def _make_commit(self) -> None:
         """Keep a copy of the state of this step, if the model is finite."""
         if self._replicas.agree(self.step):
-            state = self.state()
+            state, gradients = self.state(), to_cpu(self._gradients.state())
             if told_to_stop():  # on a GPU what was sent in the copied buffers may have been cut off
                 raise RuntimeError(f"stopped at step {self.step}: another rank of the gang failed or was lost")
-            self._commit = Commit(self.step, state, dict(self.report_to.uses), to_cpu(self._gradients.state()))
+            self._commit = Commit(self.step, state, dict(self.report_to.uses), gradients)
             put_commit(self.run, self._commit)
             if self._writer is not None:
                 self._writer.offer(self._commit, self.report_to.latest)
@@ -415,14 +398,3 @@ class Context:
             good_step,
             state,
         )
-
-
-def to_cpu(state: Any) -> Any:
-    """Copy a state to the CPU: tensors cloned, containers rebuilt."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {k: to_cpu(v) for k, v in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(to_cpu(v) for v in state)
-    return state

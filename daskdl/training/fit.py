@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 
 from daskdl.training.callbacks import Callbacks
-from daskdl.training.context import Context, to_cpu
+from daskdl.training.context import Context
 from daskdl.training.evaluation import EvaluationConfig, evaluate
 from daskdl.training.losses import Objective
 from daskdl.training.optimizing import StepConfig, Steps
+from daskdl.training.tensors import to_cpu
 
 
 @dataclass(frozen=True)

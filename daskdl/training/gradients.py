@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -18,6 +19,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from daskdl.execution.rendezvous import control_group
 from daskdl.training.batchnorm import GlobalForward
 from daskdl.training.buffers import Buffers
 from daskdl.training.clock import Clock, at_end_of_backward
@@ -71,24 +73,36 @@ class Gradients:
         """Take in a module, with the weights of rank 0."""
         self.modules[name] = module
         for key, value in (("module", module), ("no_sync", nullcontext)):  # for code written for DDP
-            if not hasattr(module, key):
+            if getattr(module, key, value) is value:
                 self._put(module, key, value)
         if self.by_hooks and self.world_size > 1:
             for layer in module.modules():
-                if isinstance(layer, _BatchNorm) and "forward" not in vars(layer):
-                    self._put(layer, "forward", GlobalForward(layer, lambda: self.share))
+                self._make_global(layer)
         if self.world_size > 1:
+            _check_alike(name, module)
             send_from_first(module.buffers())
         self._find_parameters()
         self.buffers.watch(module)
+
+    def _make_global(self, layer: nn.Module) -> None:
+        """Have a layer use the statistics of the global batch, if it uses any."""
+        if isinstance(layer, torch.jit.ScriptModule) and "BatchNorm" in layer.original_name:
+            raise ValueError(
+                f"{layer.original_name} is scripted, so it would normalise by the rows of its own rank, and weights "
+                "would depend on the number of ranks. Prepare the module as it was before torch.jit.script, or use "
+                "one rank."
+            )
+        own = vars(layer).get("forward")
+        if isinstance(layer, _BatchNorm) and (own is None or isinstance(own, GlobalForward)):  # in a copy it is there
+            self._put(layer, "forward", GlobalForward(layer, lambda: self.share))
 
     def _put(self, module: nn.Module, name: str, value: Any) -> None:
         """Give a module, and not its class, an attribute until the training ends."""
         vars(module)[name] = value
         self._aliases.append((module, name))
 
-    def _find_parameters(self) -> bool:
-        """Look for parameters in the modules; whether there are any that were not known."""
+    def _find_parameters(self) -> None:
+        """Look for parameters in the modules; those that were not known get the numbers of rank 0."""
         named = [(f"{name}.{key}", p) for name, m in self.modules.items() for key, p in m.named_parameters()]
         first = {id(p): name for name, p in reversed(named)}  # one that is shared counts once
         self.parameters = {name: p for name, p in named if first[id(p)] == name}
@@ -100,7 +114,6 @@ class Gradients:
             send_from_first(new)
         if self.by_hooks:
             self._hooks += [_hook(p, self._accumulated) for p in new if p.is_floating_point() or p.is_complex()]
-        return bool(new)
 
     # -- the passes of a step ---------------------------------------------------------------------------------
 
@@ -157,7 +170,9 @@ class Gradients:
             It has parameters that no prepared module has, and trains others with them, or is kept, or was met at an
             earlier step (what lasts for a step may be of this rank's rows only).
         """
-        trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        trained = list(_trained(optimizer))
+        if any(id(p) not in self._ids for p in trained):
+            self._find_parameters()
         strange = [p for p in trained if id(p) not in self._ids]
         if not strange:
             return bool(trained)
@@ -168,12 +183,12 @@ class Gradients:
     def _before_optimizer(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self._thread:  # of another rank in this process, or none
             return None
-        new = any(id(p) not in self._ids for p in _trained(optimizer)) and self._find_parameters()
+        known = self._ids
         if not self.check(optimizer) or not self.by_hooks:
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            if new or not self._passes:
+            if self._ids - known or not self._passes:
                 self._sum("other")
             return None
         if self.world_size == 1:
@@ -192,6 +207,12 @@ class Gradients:
     def _after_optimizer(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if threading.get_ident() == self._thread:
             self.pending -= {id(p) for p in _trained(optimizer)}
+
+    def norm(self) -> float | None:
+        """Norm of all gradients together, if there are any."""
+        found = [p.grad for p in self.parameters.values() if p.grad is not None]
+        values = [grad.coalesce().values() if grad.is_sparse else grad for grad in found]
+        return float(nn.utils.get_total_norm(values)) if values else None
 
     # -- what was accumulated ---------------------------------------------------------------------------------
 
@@ -235,6 +256,20 @@ def check_module(module: Any) -> None:
             f"{', '.join(shapeless)} of {type(module).__name__} get their shape only when the module is called, and "
             "ranks must have the same weights before that. Call it once, before context.prepare: "
             "net(torch.zeros(2, context.schema.n_numbers))."
+        )
+
+
+def _check_alike(name: str, module: nn.Module) -> None:
+    """Refuse modules of other parameters or buffers than those of the other ranks, before they are sent."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    about = zlib.crc32(repr([(key, tuple(t.shape), t.dtype) for key, t in named]).encode())
+    mine = torch.tensor([about, -about])
+    dist.all_reduce(mine, op=dist.ReduceOp.MAX, group=control_group())
+    if int(mine.sum()) != 0:
+        raise ValueError(
+            f"ranks prepared different modules as {name!r}: here a {type(module).__name__} with "
+            f"{len(named):,} parameters and buffers. Every rank must prepare the same modules, in the same order, "
+            "whatever its rank and its rows."
         )
 
 

@@ -230,7 +230,7 @@ def rank_main(
             value, word = loop(context, *args), context.stopped_by
         except Regrouping:
             value, word = None, "regroup"
-        except Exception as error:
+        except BaseException as error:
             error.add_note(f"in rank {rank}, in step {max(0, context.step - 1):,} of {context.total_steps:,}")
             context.close(failed=True)
             raise

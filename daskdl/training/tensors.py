@@ -55,6 +55,17 @@ class TensorBatch:
         return self.inputs[0]
 
 
+def to_cpu(state: Any) -> Any:
+    """Copy a state to the CPU: tensors cloned, containers rebuilt."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {k: to_cpu(v) for k, v in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(to_cpu(v) for v in state)
+    return state
+
+
 def seed_torch(seed: int, device: torch.device) -> None:
     """Set torch's random state on the CPU and on this device.
 

@@ -11,9 +11,11 @@ from distributed import Client
 
 from daskdl.clients import current_client
 from daskdl.data.batches import Transform
+from daskdl.data.joining import label_names
 from daskdl.data.rows import learn, read_rows
 from daskdl.data.schema import Kinds, Missing, Schema
 from daskdl.data.schema.target import Target
+from daskdl.data.sources.base import Source
 from daskdl.errors import CannotTravel
 from daskdl.execution.interrupts import noted_interrupts
 from daskdl.run import Run
@@ -117,9 +119,10 @@ def train(
     ----------
     loop : callable
         Called as ``loop(context, *args)`` in every rank. See ``Context``.
-    data : tuple
+    data : tuple, frame or Source
         ``(X, y)``: a frame and a Series, or a frame or a source such as ``daskdl.ParquetSource`` and the name of its
-        label column.
+        label column; of numbers (``classes=False``) also a frame of several, or a list of names. Or ``X`` alone: then
+        there are no labels, and ``batch.y`` is empty.
     *args
         Passed on to the loop.
     num_workers : int or (int, int), optional
@@ -186,8 +189,13 @@ def train(
     for what, given in {"loop": loop, "what it is called with": args, "batch_transform": batch_transform}.items():
         if what == "loop" or not background:
             pack(given, what)  # refuses what cannot be sent, before anything is computed
+    if isinstance(data, Source) or hasattr(data, "columns"):
+        data = (data, None)
     if not isinstance(data, tuple) or len(data) != 2:
-        raise TypeError(f"data must be (X, y), got {type(data).__name__}; for example (df[features], df['label'])")
+        raise TypeError(
+            f"data must be (X, y), or X alone, a frame or a source without labels; got {type(data).__name__}. For "
+            "example (df[features], df['label'])."
+        )
     options = {
         "num_workers": num_workers,
         "batch_size": batch_size,
@@ -221,9 +229,13 @@ def _train(
     """Do what ``train`` was asked to, from the beginning or from where it was left."""
     client, ask = begin(client, options["checkpoints"], *data), options.get
     classes, kinds, sampling = options["classes"], ask("kinds"), ask("sampling")
-    rows = read_rows(*data, classes=classes, client=client, weight=weight_column(sampling), kinds=kinds)
+    weight = weight_column(sampling)
+    rows = read_rows(*data, classes=classes, client=client, weight=weight, kinds=kinds, several=not classes)
     missing = options["missing"]
-    schema, target = learn(rows, getattr(data[1], "name", data[1]), classes=classes, missing=missing, kinds=kinds)
+    if data[1] is None:
+        schema, target = Schema.from_stats(rows.stats, missing, kinds), Target(None)
+    else:
+        schema, target = learn(rows, label_names(data[1]), classes=classes, missing=missing, kinds=kinds)
     num_workers = workers_for(resumed, options["num_workers"])
     sizes = (options["batch_size"], options["epochs"], options["seed"], num_workers)
     more = {"sampling": sampling, "transform": ask("batch_transform"), "checkpoints": options["checkpoints"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,7 @@ from torch import nn
 
 from daskdl.data.order import share
 from daskdl.data.virtual import VirtualOrder
-from daskdl.training.collectives import n_values, numbers, shaped
+from daskdl.training.collectives import WIDE, n_values, numbers, shaped
 from daskdl.training.gradients import Gradients
 from daskdl.training.mean import Loss, parts_of, scaled
 from daskdl.training.tensors import TensorBatch, seed_torch
@@ -45,16 +45,13 @@ class VirtualRanks:
     def backward(self, batch: TensorBatch, loss_of: Callable[[TensorBatch], Loss]) -> torch.Tensor:
         """Leave the gradients of the global batch in the modules; return the loss of this rank's rows."""
         parameters = [p for p in self.gradients.parameters.values() if p.requires_grad]
-        buffers = _unique(b for module in self.gradients.modules.values() for b in module.buffers())
-        moving = [b for b in buffers if b.is_floating_point()]  # the others are counters: they step once
-        before = [p.grad for p in parameters], [b.clone() for b in buffers]
+        earlier = [p.grad for p in parameters]
+        buffers = _Buffers(self.gradients.modules.values())
         mine, first, loss = [], 0, torch.zeros((), device=batch.y.device, dtype=torch.float64)
         for v, n_rows in self.order.pieces(batch.step, self.rank, self.world_size):
             for parameter in parameters:
                 parameter.grad = None
-            with torch.no_grad():
-                for buffer, old in zip(buffers, before[1], strict=True):
-                    buffer.copy_(old)
+            buffers.put_back()
             weight, count = 0.0, torch.zeros((), device=batch.y.device)
             if n_rows:
                 seed_torch(self.seed(batch.step, v), batch.y.device)
@@ -63,14 +60,24 @@ class VirtualRanks:
                 total.backward()
                 loss += total.detach().double() * weight
             first += n_rows
-            mine.append(_line(parameters, moving, n_rows / batch.n_global, weight, count))
+            mine.append(_line(parameters, weight, count, buffers.steps(), n_rows / batch.n_global))
+        buffers.put_back()
         self.clock.lap("backward")
         line = self._sum(torch.stack(mine))
         self.clock.lap("all-reduce")
-        count = self._take(line, parameters, before[0], moving)
+        count = _take(line, parameters, earlier, buffers)
         self.gradients.found()
         self.stepped = batch.step
         return scaled(loss, count, batch.n_rows / batch.n_global)
+
+    def check(self, step: int) -> None:
+        """Refuse a step of which nothing was added up here."""
+        if self.gradients.modules and self.stepped != step:
+            raise RuntimeError(
+                f"step {step} ended without context.backward(batch, loss_of): with reproducible=True gradients are "
+                "added up there and nowhere else, so ranks would now have different weights. Write "
+                "loss = context.backward(batch, lambda part: loss(model(*part.inputs), part.y))."
+            )
 
     def _sum(self, mine: torch.Tensor) -> torch.Tensor:
         """Add up what all virtual ranks have, in their order; shape (n_values,)."""
@@ -88,41 +95,74 @@ class VirtualRanks:
             total += line
         return total
 
-    def _take(
-        self,
-        line: torch.Tensor,
-        parameters: list[nn.Parameter],
-        earlier: list[torch.Tensor | None],
-        moving: list[torch.Tensor],
-    ) -> torch.Tensor:
-        """Put what was added up in its places, on top of gradients that were there before; return the count."""
-        sizes = [n_values(p) for p in (*parameters, *moving)]
-        *found, had, dense, count = line.split([*sizes, len(parameters), len(parameters), 1])
-        factor = torch.where(count > 0, 1 / torch.where(count > 0, count, 1), 0)
-        flags = zip(had.tolist(), dense.tolist(), strict=True)
-        for parameter, before, values, (any_had, any_dense) in zip(parameters, earlier, found, flags, strict=False):
-            grad = shaped(values * factor, parameter).to(parameter.dtype)
-            grad = grad if any_dense else grad.to_sparse(1)
-            parameter.grad = before if not any_had else grad if before is None else before + grad
+
+class _Buffers:
+    """Buffers of modules before a step, from which every virtual rank begins; a layer may replace them."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        layers = {id(layer): layer for module in modules for layer in module.modules()}.values()
+        self.places = [(layer, name) for layer in layers for name, b in layer._buffers.items() if b is not None]
+        self.tensors = [cast(torch.Tensor, layer._buffers[name]) for layer, name in self.places]
+        self.values = [tensor.clone() for tensor in self.tensors]
+
+    def put_back(self) -> None:
+        """Have all be as before the step."""
         with torch.no_grad():
-            for buffer, values in zip(moving, found[len(parameters) :], strict=True):
-                buffer.copy_(shaped(values, buffer))
-        return count.double().reshape(())
+            for (layer, name), tensor, value in zip(self.places, self.tensors, self.values, strict=True):
+                tensor.copy_(value)
+                layer._buffers[name] = tensor
+
+    def steps(self) -> list[torch.Tensor]:
+        """By how much each has changed."""
+        return [_step(layer._buffers[name], old) for (layer, name), old in zip(self.places, self.values, strict=True)]
+
+    def change(self, steps: Iterable[torch.Tensor]) -> None:
+        """Change each by the mean of the steps of all virtual ranks; counters by whole numbers."""
+        with torch.no_grad():
+            for tensor, step in zip(self.tensors, steps, strict=True):
+                exact = tensor.is_floating_point() or tensor.is_complex()
+                tensor.copy_(_wide(tensor) + shaped(step if exact else step.round(), _wide(tensor)))
+
+
+def _step(now: torch.Tensor | None, before: torch.Tensor) -> torch.Tensor:
+    if now is None or now.shape != before.shape:  # no place for it in what is sent
+        return torch.zeros_like(before, dtype=None if before.is_complex() else torch.float32)
+    if before.is_floating_point() or before.is_complex():
+        return now - before
+    return (now.double() - before.double()).float()
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.is_floating_point() or tensor.is_complex() else tensor.double()
 
 
 def _line(
-    parameters: list[nn.Parameter], moving: list[torch.Tensor], share: float, weight: float, count: torch.Tensor
+    parameters: list[nn.Parameter], weight: float, count: torch.Tensor, steps: list[torch.Tensor], share: float
 ) -> torch.Tensor:
-    """What a virtual rank has, in one row: gradients, buffers, which gradients there are, and are dense, the count."""
+    """What a virtual rank has, in a row: gradients, steps of buffers, which gradients there are or are dense, count."""
     grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters]
     had = [float(p.grad is not None) for p in parameters]
     dense = [float(p.grad is not None and not p.grad.is_sparse) for p in parameters]
-    parts = [numbers(grad) * weight for grad in grads] + [numbers(buffer) * share for buffer in moving]
-    return torch.cat([*parts, torch.tensor([*had, *dense], device=count.device), count.reshape(1).to(torch.float32)])
+    parts = [numbers(grad) * weight for grad in grads] + [numbers(step) * share for step in steps]
+    wide = torch.float64 if any(p.dtype in WIDE for p in parameters) else torch.float32
+    flags = torch.tensor([*had, *dense], device=count.device)
+    return torch.cat([*parts, flags, count.reshape(1).to(wide)])
 
 
-def _unique(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    return list({id(tensor): tensor for tensor in tensors}.values())
+def _take(
+    line: torch.Tensor, parameters: list[nn.Parameter], earlier: list[torch.Tensor | None], buffers: _Buffers
+) -> torch.Tensor:
+    """Put what was added up in its places, on top of gradients that were there before; return the count."""
+    sizes = [n_values(tensor) for tensor in (*parameters, *buffers.tensors)]
+    *found, had, dense, count = line.split([*sizes, len(parameters), len(parameters), 1])
+    factor = torch.where(count > 0, 1 / torch.where(count > 0, count, 1), 0)
+    flags = zip(had.tolist(), dense.tolist(), strict=True)
+    for parameter, before, values, (any_had, any_dense) in zip(parameters, earlier, found, flags, strict=False):
+        grad = shaped(values * factor, parameter).to(parameter.dtype)
+        grad = grad if any_dense else grad.to_sparse(1)
+        parameter.grad = before if not any_had else grad if before is None else before + grad
+    buffers.change(found[len(parameters) :])
+    return count.double().reshape(())
 
 
 def part_of(batch: TensorBatch, first: int, stop: int) -> TensorBatch:

@@ -132,3 +132,18 @@ def of_real_rows(arrays: Any, keys: Any) -> Any:
 
 def test_a_batch_transform_that_cannot_take_made_up_rows_is_left_to_the_real_ones(path: str) -> None:
     assert make("TorchClassifier", batch_transform=of_real_rows).fit(source_of(path), "late").run_.state == "finished"
+
+
+@pytest.mark.cluster
+def test_a_row_group_sorted_by_its_label_is_learned(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One group that no window holds, its second class at the end: check and fit take it, and fit learns it."""
+    monkeypatch.setattr("daskdl.data.order.HELD_BYTES", 1 << 18)
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(12_000, 3)).astype("float32"), columns=list("abc"))
+    frame.assign(y=(frame.a > 0).astype(int)).sort_values("y").to_parquet(tmp_path / "rows.parquet", index=False)
+    source = daskdl.ParquetSource(str(tmp_path / "rows.parquet"))
+    assert len(source.counts) == 1 and source.layout(64)["window_rows"] < 1_000
+    assert daskdl.check(source, "y", client=client).ok
+    model = daskdl.TorchClassifier(epochs=1, batch_size=64, verbose=0).fit(source, "y")
+    assert model.score(source, "y") > 0.95

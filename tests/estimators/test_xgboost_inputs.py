@@ -133,6 +133,9 @@ def test_labels_of_more_digits_than_float32_has(table: pd.DataFrame, base: float
     assert reg.score(table[F], y) > 0.99
     told = reg.predict_contributions(table[F].head(5)).sum(axis=1)
     assert np.allclose(told, reg.predict(table[F].head(5)), rtol=1e-7)
+    both = pd.DataFrame({"y": y, "z": table.z})
+    reg = daskdl.XGBRegressor(n_estimators=40, verbose=0).fit(table[F], both)
+    assert reg.score(table[F], both) > 0.95
     with pytest.raises(DataError, match="mape means something else"):
         daskdl.XGBRegressor(**QUICK, eval_metric="mape").fit(table[F], y)
 
@@ -269,14 +272,14 @@ def test_a_booster_is_gone_on_with(table: pd.DataFrame, tmp_path: Path) -> None:
 
 
 def test_any_names(table: pd.DataFrame) -> None:
-    names = ["a[0]<1", 7, "7"]
+    names = ["a[0]<1", 7, "7_"]
     frame = table[F].set_axis(names, axis=1)
     clf = daskdl.XGBClassifier(**QUICK).fit(frame, table.y)
     assert clf.score(frame, table.y) > 0.99
     assert clf.feature_importances_.idxmax() == "a[0]<1"
     assert daskdl.plotting.importance_data(clf).feature[0] == "a[0]<1"
     assert clf.schema_.feature_names == clf.model_.feature_names
-    assert clf.predict_contributions(frame.head(3)).columns.tolist() == ["a[0]<1", "7", "7_2", "bias"]
+    assert clf.predict_contributions(frame.head(3)).columns.tolist() == ["a[0]<1", "7", "7_", "bias"]
 
 
 def test_constraints_by_name(table: pd.DataFrame) -> None:
@@ -322,6 +325,8 @@ def test_weights_of_rows_and_classes(client: Client, table: pd.DataFrame) -> Non
     by_rows = daskdl.XGBClassifier(**QUICK).fit(lazy[F], lazy.y, sample_weight=lazy.w)
     assert np.allclose(by_name.predict_proba(table[F]), by_rows.predict_proba(table[F]), atol=1e-6)
     assert np.allclose(by_name.predict_proba(table[[*F, "w"]]), by_name.predict_proba(table[F]))
+    higher = by_name.predict_proba(lazy[F], base_margin=lazy.w)["1"]  # a margin of 1 to 3 to begin with
+    assert (higher > by_name.predict_proba(lazy[F])["1"]).compute().all()
     heavy = daskdl.XGBClassifier(**QUICK, class_weight={1: 9.0}).fit(table[F], noisy)
     same = daskdl.XGBClassifier(**QUICK).fit(table[F], noisy, sample_weight=np.where(noisy == 1, 9.0, 1.0))
     assert np.allclose(heavy.predict_proba(table[F]), same.predict_proba(table[F]), atol=1e-6)

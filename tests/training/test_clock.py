@@ -61,6 +61,27 @@ def test_a_step_falls_into_its_parts() -> None:
     assert clock.take() == [0.0] * len(PHASES), "hooks are left"
 
 
+def test_several_modules_and_methods_are_told_apart() -> None:
+    class Coder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slow = Slow()
+
+        def encode(self, x: torch.Tensor) -> torch.Tensor:
+            return self.slow(x)["out"][0]
+
+    clock, coder, head = Clock(), Coder(), Slow()
+    for module in (coder, head):
+        clock.watch_module(module)
+    clock.lap("other")
+    clock.take()
+    head(coder.encode(torch.ones(3, 2)).expand(3, 2))["out"][0].sum().backward()
+    clock.lap("other")
+    seconds = dict(zip(PHASES, clock.take(), strict=True))
+    assert 2 * PAUSE <= seconds["forward"] < 3 * PAUSE and 4 * PAUSE <= seconds["backward"] < 6 * PAUSE
+    assert seconds["other"] < PAUSE
+
+
 def test_a_watched_module_can_be_copied_and_saved(tmp_path: object) -> None:
     clock, module = Clock(), torch.nn.Linear(2, 1)
     clock.watch_module(module)

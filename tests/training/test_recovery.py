@@ -65,6 +65,41 @@ def test_training_goes_on_with_those_that_are_left(
     assert result.value == pytest.approx(whole.value, rel=1e-3), "the weights are those of an undisturbed run"
 
 
+def accumulating(context: daskdl.Context, mark: str, at: int) -> list[torch.Tensor]:
+    """A loop with two modules, whose optimizer steps after every third batch."""
+    encoder = context.prepare(torch.nn.Linear(context.schema.n_numbers, 4))
+    head = context.prepare(torch.nn.Linear(4, 1))
+    optimizer = torch.optim.SGD([*encoder.parameters(), *head.parameters()], lr=0.3, momentum=0.5)
+    context.keep(optimizer=optimizer)
+    optimizer.zero_grad()
+    for batch in context.batches:
+        if batch.step == at and context.rank == 1 and not Path(mark).exists():
+            Path(mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        output = head(encoder(batch.x).tanh()).squeeze(1)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(output, batch.y.float())
+        (loss / 3).backward()
+        if batch.step % 3 == 2:
+            optimizer.step()
+            optimizer.zero_grad()
+        context.report(loss=loss)
+    return [p.detach() for module in (encoder, head) for p in module.parameters()]
+
+
+def test_each_module_gets_its_own_weights_back_and_what_was_accumulated(
+    three: Client, planted: pd.DataFrame, tmp_path: Path
+) -> None:
+    three.wait_for_workers(3)
+    data, mark = (planted[["a", "b"]], planted.late), tmp_path / "killed"
+    options = {"num_workers": 3, "batch_size": 96, "seed": 1, "verbose": 0}
+    result = daskdl.train(accumulating, data, str(mark), 34, **options)  # the commit of step 32 has two batches
+    assert mark.exists() and "worker_lost" in result.run.events.event.tolist()
+    assert set(result.state) == {"model", "model_2", "optimizer"}
+    three.wait_for_workers(3)
+    whole = daskdl.train(accumulating, data, str(mark), 34, **options)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(result.value, whole.value, strict=True))
+
+
 def always_dies(context: daskdl.Context) -> None:
     for batch in context.batches:
         if batch.step == 2:

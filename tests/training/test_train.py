@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import Any
 
 import dask.dataframe as dd
 import numpy as np
@@ -146,7 +147,7 @@ def test_wrong_arguments_are_refused_before_anything_runs() -> None:
         daskdl.train(lambda context: lock.acquire(), ([], []))
     with pytest.raises(TypeError, match="loop must be a function that takes a Context, got int"):
         daskdl.train(3, ([], []))
-    with pytest.raises(TypeError, match=r"data must be \(X, y\), got list"):
+    with pytest.raises(TypeError, match=r"data must be \(X, y\), or X alone.* got list"):
         daskdl.train(plain_loop, [])
 
 
@@ -162,3 +163,25 @@ def test_worker_threads_and_environment_are_put_back(client: Client, ragged: dd.
     before = client.run(lambda: (torch.get_num_threads(), dict(os.environ)))
     daskdl.train(plain_loop, (ragged[FEATURES], ragged["late"]), batch_size=500, verbose=0)
     assert client.run(lambda: (torch.get_num_threads(), dict(os.environ))) == before
+
+
+def rebuild(context: daskdl.Context) -> list[Any]:
+    model = context.prepare(torch.nn.Linear(context.schema.n_numbers, context.schema.n_numbers))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    shapes = []
+    for batch in context.batches:
+        loss = ((model(batch.x) - batch.x) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        shapes.append((tuple(batch.x.shape), tuple(batch.y.shape)))
+    return shapes
+
+
+def test_rows_without_labels_and_with_several(client: Client, planted: pd.DataFrame) -> None:
+    alone = daskdl.train(rebuild, planted[["a", "b"]], num_workers=1, batch_size=2000, verbose=0)
+    assert alone.value == [((2000, 2), (0,))] * 2 and alone.run.audit().as_planned.all()
+    options = {"classes": False, "num_workers": 1, "batch_size": 2000, "verbose": 0}
+    pair = daskdl.train(rebuild, (planted[["b"]], planted[["a", "delay"]]), **options)
+    assert pair.value == [((2000, 1), (2000, 2))] * 2
+    assert pair.target.names == ("a", "delay")

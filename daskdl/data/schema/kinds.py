@@ -263,7 +263,7 @@ def _arrow_list_kind(kind: pa.DataType) -> str | None:
     inner = kind.value_type
     if is_list(inner) and _arrow_list_kind(inner) is None:
         return None
-    if not is_list(inner) and _arrow_kind(inner) != "number":
+    if not is_list(inner) and _arrow_kind(inner) != "number" and not pa.types.is_null(inner):  # all lists are empty
         return None
     return "array" if pa.types.is_fixed_size_list(kind) else "ragged"
 

@@ -70,6 +70,17 @@ def lists(values: Values) -> Lists:
     return _arrow_lists(values)
 
 
+VARY = "rows vary in shape along more than their first axis"
+
+
+class OddRow(ValueError):
+    """A row that is not like the others; ``rows`` says which."""
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(message)
+        self.rows = (row,)
+
+
 def is_list(kind: pa.DataType) -> bool:
     """Whether a pyarrow type is one of its lists."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
@@ -89,7 +100,8 @@ def _arrow_lists(array: pa.Array) -> Lists:
     inner = _arrow_lists(flat)
     shape = inner.shape or (0, *inner.values.shape[1:])
     if inner.missing.any() or shape[0] < 0:
-        raise ValueError("rows vary in shape along more than their first axis")
+        odd = int(np.argmax(inner.missing | (inner.lengths != inner.lengths[0])))
+        raise OddRow(VARY, int(np.searchsorted(np.cumsum(lengths), odd, side="right")))
     return Lists(inner.values.reshape(len(flat), *shape), lengths, _missing(array))
 
 
@@ -117,8 +129,9 @@ def _struct_lists(array: pa.Array) -> Lists:
     if not len(present):
         return Lists(data.values, np.zeros(len(array), dtype=np.int64), missing)
     axes = shapes.values.reshape(len(present), -1)
-    if (axes[:, 1:] != axes[0, 1:]).any():
-        raise ValueError("rows vary in shape along more than their first axis")
+    odd = (axes[:, 1:] != axes[0, 1:]).any(axis=1)
+    if odd.any():
+        raise OddRow(VARY, int(np.flatnonzero(~missing)[odd.argmax()]))
     lengths = np.zeros(len(array), dtype=np.int64)
     lengths[~missing] = axes[:, 0]
     return Lists(data.values.reshape(lengths.sum(), *axes[0, 1:]), lengths, missing)
@@ -126,13 +139,22 @@ def _struct_lists(array: pa.Array) -> Lists:
 
 def _object_lists(values: npt.NDArray[Any]) -> Lists:
     missing = np.fromiter((is_missing(v) for v in values), dtype=bool, count=len(values))
-    rows = [_row(v) for v in values[~missing]]
+    there = np.flatnonzero(~missing)
+    rows = [_row_at(values, int(i)) for i in there]
     lengths = np.zeros(len(values), dtype=np.int64)
     lengths[~missing] = [len(row) for row in rows]
     full = [row for row in rows if row.size] or rows[:1]  # an empty list has no type
-    if len({row.shape[1:] for row in full}) > 1:
-        raise ValueError("rows vary in shape along more than their first axis")
+    odd = next((i for i, row in zip(there, rows, strict=True) if row.size and row.shape[1:] != full[0].shape[1:]), None)
+    if odd is not None:
+        raise OddRow(VARY, int(odd))
     return Lists(np.concatenate(full) if full else np.empty(0), lengths, missing)
+
+
+def _row_at(values: npt.NDArray[Any], i: int) -> npt.NDArray[Any]:
+    try:
+        return _row(values[i])
+    except (TypeError, ValueError) as error:
+        raise OddRow(str(error), i) from error
 
 
 def _row(value: Any) -> npt.NDArray[Any]:

@@ -221,16 +221,19 @@ def describe(column: Any, moments: bool = True, kind: Kind | None = None, name: 
 
 
 def _unreadable(name: Any, dtype: Any, values: Values, found: str, kind: Kind | None, error: Exception) -> DataError:
+    rows = getattr(error, "rows", ())
     if kind is None and found == "array" and not isinstance(values, pa.Array):
         odd = next((v for v in values if not isinstance(v, (str, bool, int, float, np.generic, type(None)))), None)
         return DataError(
             f"column {name!r} is an object column that is no category: it holds {type(odd).__name__} values such as "
             f"{str(odd)[:60]!r}, and they are no arrays of numbers: {error}. Turn it into numbers, strings or lists of "
-            "numbers, or leave it out."
+            "numbers, or leave it out.",
+            rows,
         )
     return DataError(
         f"column {name!r} of dtype {dtype} cannot be read as kind {found!r}: {error}. Convert its values, say another "
-        f"kind, kinds={{{name!r}: ...}}, or leave it out."
+        f"kind, kinds={{{name!r}: ...}}, or leave it out.",
+        rows,
     )
 
 

@@ -20,6 +20,7 @@ from daskdl.data.sources.remote import CHANGED, find_files, resumed, retried, st
 from daskdl.errors import DataError
 
 BLOCK_BYTES = 4 << 20
+PACKAGES = {"zstd": "zstandard", "lz4": "lz4", "snappy": "python-snappy"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +77,11 @@ def index_file(path: str, options: dict[str, Any], block_bytes: int) -> TextFile
     try:
         info, digest, starts, counts = retried(fs, partial(_look, fs, plain, packed, block_bytes))
     except Exception as error:  # remote file systems and decompressors raise errors of any class
+        if packed and isinstance(error, ValueError) and "not supported" in str(error):
+            raise DataError(
+                f"{path} is packed with {packed}, for which a package is missing here. Install it, also where the "
+                f"workers are: pip install {PACKAGES.get(packed, packed)}. Or unpack the file."
+            ) from error
         raise DataError(
             f"{path} cannot be read{f' as {packed}' if packed else ''}: {error}. Look at the path, and whether all "
             "workers can see it; repair the file or leave it out."
@@ -130,7 +136,7 @@ class TextSource(Source):
     block_bytes : int
         Bytes of a group, about; a longer line is a group of its own.
     file : bool
-        Whether there is a column ``file`` beside ``text``.
+        Whether there is a column ``file`` beside ``text``; it says where a line comes from, and is no feature.
     map : callable
         Maps a function over the files: ``map``, an executor's, or ``client.map`` of Dask, whose workers then look at
         the files in parallel.
@@ -147,6 +153,8 @@ class TextSource(Source):
     >>> TextSource("memory://poem.txt").head().text.tolist()
     ['one', '', 'three']
     """
+
+    provenance = ("file",)
 
     def __init__(
         self,
@@ -256,8 +264,8 @@ class TextSource(Source):
             lines = lines.cast(pa.large_string())
         except pa.ArrowInvalid as error:
             raise DataError(
-                f"{self.where(group)}: not all is UTF-8 text. Write the file again in UTF-8 (iconv -t UTF-8), or leave "
-                "it out."
+                f"{self.where(group)}: not all is UTF-8 text, such as {_no_text(data)!r}. Write it again in UTF-8 "
+                "(iconv -f LATIN1 -t UTF-8, or -f UTF-16), or leave it out."
             ) from error
         if b"\r" in data:
             lines = pc.replace_substring_regex(lines, "\r\\z", "")
@@ -265,6 +273,16 @@ class TextSource(Source):
         if self._file:
             columns["file"] = pa.array([file.path] * len(lines), pa.large_string())
         return pa.table(columns)
+
+
+def _no_text(data: bytes) -> bytes:
+    """The beginning of the first line that is not UTF-8."""
+    for line in data.split(b"\n"):
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            return line[max(0, error.start - 20) : error.start + 20]
+    return b""
 
 
 def _ended(data: bytes) -> bytes:

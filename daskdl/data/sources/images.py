@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -17,6 +19,7 @@ from daskdl.data.sources.base import Chunk, Source
 from daskdl.data.sources.fingerprint import fingerprint_of_columns
 from daskdl.data.sources.memory import group_counts
 from daskdl.data.sources.remote import CHANGED, listed, retried, storage, version
+from daskdl.data.staging.leases import is_local
 from daskdl.errors import DataError
 
 READ_THREADS = 16
@@ -71,6 +74,8 @@ class ImageFolderSource(Source):
         found = listed(self._fs, path, self._list)
         seen = {name: info for name, info in sorted(found.items()) if not _is_hidden(name)}
         images = {name: info for name, info in seen.items() if name.lower().endswith(ENDINGS)}
+        dangling = [name for name, info in images.items() if info["size"] is None]
+        images = {name: info for name, info in images.items() if info["size"] is not None}
         files = {name: info for name, info in images.items() if "/" in name}
         self._has_labels = bool(files)
         files = files or images
@@ -80,6 +85,8 @@ class ImageFolderSource(Source):
                 f"files, such as {path}/cat/1.png; found {len(found):,} other files."
             )
         self.notes = tuple(_notes(path, list(seen), files, images))
+        if dangling:
+            self.notes += (f"{_count(dangling)} of {path} left out, links to nothing: {_some(dangling)}",)
         self._names = self._texts(list(files))
         self._sizes = np.array([info["size"] for info in files.values()], np.int64)
         self.counts = group_counts(len(files), group_rows)
@@ -91,7 +98,13 @@ class ImageFolderSource(Source):
 
     def _list(self) -> dict[str, Any]:
         """Files below the root, by their paths there."""
-        found: dict[str, Any] = self._fs.find(self._root, detail=True) if self._fs.isdir(self._root) else {}
+        if not self._fs.isdir(self._root):
+            return {}
+        if is_local(self._fs):  # whose find() leaves out folders that are links
+            names = list(_files_below(self._root))
+            found = {name: self._fs.info(name) if os.path.isfile(name) else {"size": None} for name in names}
+        else:
+            found = self._fs.find(self._root, detail=True)
         return {name[len(self._root) + 1 :]: info for name, info in found.items()}
 
     def _texts(self, names: list[str]) -> pa.Array:
@@ -139,6 +152,16 @@ class ImageFolderSource(Source):
         if len(data) != self._sizes[i]:
             raise DataError(f"image {name} of {self._url} had {self._sizes[i]:,} bytes, now {len(data):,}. {CHANGED}")
         return bytes(data)
+
+
+def _files_below(root: str) -> Iterator[str]:
+    """Paths of files, also in folders that are links, unless these lead back to where they lie."""
+    for folder, folders, files in os.walk(root, followlinks=True):
+        above = {os.path.realpath(parent) for parent in Path(folder).parents}
+        if os.path.realpath(folder) in above:
+            folders.clear()
+            continue
+        yield from (f"{folder}/{name}" for name in files)
 
 
 def _is_hidden(name: str) -> bool:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from daskdl.data.sources.base import CHUNK_ROWS, Chunk, Source
 from daskdl.data.sources.fingerprint import fingerprint
+from daskdl.data.sources.tables import table_of
 from daskdl.errors import DataError
 
 CHUNK_VALUES = 1 << 18  # of one column, in the windows that are made at a time
@@ -125,6 +126,7 @@ class TimeWindows(Source):
         last = [last] if isinstance(last, str) else last
         self.source, self.cut = source, Cut(length, by, step, max_gap, groups, ahead)
         self.last = dict(last) if isinstance(last, Mapping) else {name: name for name in last}
+        self.provenance, self.notes = source.provenance, source.notes
         self._check()
         self.counts = self._count(map)
         self.row_bytes = source.row_bytes * length
@@ -174,7 +176,7 @@ class TimeWindows(Source):
         within = pa.array((starts[:, None] + np.arange(cut.length)).reshape(-1))
         columns = {}
         for name in rows.column_names:
-            if name == cut.by or name in cut.groupby:
+            if name == cut.by or name in cut.groupby or name in self.provenance:
                 columns[name] = rows[name].take(ends)
             elif name not in self.last:
                 columns[name] = _lists(rows[name], within, cut.length)
@@ -260,5 +262,4 @@ def _to_table(chunk: Chunk) -> pa.Table:
         return chunk
     if isinstance(chunk, pa.RecordBatch):
         return pa.Table.from_batches([chunk])
-    table = chunk.to_arrow if hasattr(chunk, "to_arrow") else partial(pa.Table.from_pandas, chunk)
-    return table(preserve_index=False).replace_schema_metadata(None)
+    return table_of(chunk)

@@ -18,6 +18,7 @@ from distributed import Client, as_completed
 
 from daskdl.clients import check_lies_here, needed_client
 from daskdl.data.sources.fingerprint import fingerprint, fingerprint_of_columns
+from daskdl.data.sources.tables import table_of
 from daskdl.data.staging.cache import Entry, bound, entries
 from daskdl.data.staging.frame_token import frame_token
 from daskdl.data.staging.leases import Lease, is_local
@@ -270,14 +271,14 @@ def _repeats(kind: pa.DataType) -> bool:
 def _table(rows: Any) -> pa.Table:
     """Give a partition, pandas or cudf, as an Arrow table without its index."""
     try:
-        convert = rows.to_arrow if hasattr(rows, "to_arrow") else lambda **how: pa.Table.from_pandas(rows, **how)
-        table = convert(preserve_index=False).replace_schema_metadata(None)  # pandas' notes differ by partition
+        table = table_of(rows)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise DataError(
             f"a partition cannot be written as Parquet: {error}. Each column holds values of one kind; convert it "
             "before, or leave it out."
         ) from error
-    return table.cast(pa.schema([_wide(field) for field in table.schema]))
+    wide = pa.schema([_wide(field) for field in table.schema])
+    return table if wide == table.schema else table.cast(wide)
 
 
 def _wide(field: pa.Field) -> pa.Field:

@@ -26,6 +26,7 @@ from daskdl.training.boost_functions import UserFunction
 from daskdl.training.boost_matrix import BoostConfig
 
 DEFAULTS = {"XGBClassifier": "binary:logistic", "XGBRegressor": "reg:squarederror", "XGBRanker": "rank:ndcg"}
+FEATURES = 300  # of a trial
 OF_COLUMNS = ("monotone_constraints", "interaction_constraints")
 
 
@@ -43,14 +44,14 @@ def configured(
     objective = objective_of(kind, said, classes)
     _check_extras(kind, objective, rows.extras)
     metrics = [metric for metric in said.eval_metric if not callable(metric)]
-    shift = 0.0
+    shift: Any = 0.0
     if not classes:
         check_labels(objective, rows.label, label)
         shift = shift_of(objective, rows.label, metrics, label)
         estimator.target_ = target_of(estimator.target_, shift)
     if start is not None:
         estimator.schema_, estimator.target_ = start.check(estimator.schema_, estimator.target_)
-        shift = 0.0 if classes or estimator.target_.names else float(estimator.target_.mean)
+        shift = 0.0 if classes else estimator.target_.mean
     schema = estimator.schema_
     params = booster_params(said, objective, classes, bool(validated), shift) | constraints_of(said.params, schema)
     params.setdefault("seed", estimator.seed)
@@ -74,11 +75,20 @@ def configured(
         weights,
         shift,
     )
-    extras = extras_seen(rows)
-    block = made_rows(config.feature_types, classes, rows.label, shift, extras)
+    block = made_rows(config.feature_types[:FEATURES], classes, rows.label, shift, extras_seen(rows))
     what = f"{ROWS} rows of {classes} classes" if classes else f"{ROWS} rows with labels from {rows.label.low:g} to "
     what += "" if classes else f"{rows.label.high:g}"
-    return tried(config, block, what), objective
+    found = tried(_of_few_features(config), block, what)
+    return replace(config, objective=found.objective, metrics=found.metrics), objective
+
+
+def _of_few_features(config: BoostConfig) -> BoostConfig:
+    """A configuration for a trial: of thousands of features it takes seconds, and is the same of some."""
+    params = {k: v for k, v in config.params.items() if k not in OF_COLUMNS}
+    if len(config.feature_names) <= FEATURES:
+        return config
+    names, kinds = config.feature_names[:FEATURES], config.feature_types[:FEATURES]
+    return replace(config, params=params, feature_names=names, feature_types=kinds, feature_weights=None, start=None)
 
 
 def extras_seen(rows: Rows) -> dict[str, tuple[ColumnStats, int]]:
@@ -97,7 +107,7 @@ def objective_of(kind: str, said: Wanted, n_classes: int) -> str:
     return check_objective(kind, said.objective, n_classes)
 
 
-def booster_params(said: Wanted, objective: str, n_classes: int, validated: bool, shift: float) -> dict[str, Any]:
+def booster_params(said: Wanted, objective: str, n_classes: int, validated: bool, shift: Any) -> dict[str, Any]:
     """Parameters as XGBoost is told them."""
     params = {name: value for name, value in said.params.items() if name not in OF_COLUMNS}
     if params.get("booster") != "gblinear":
@@ -115,8 +125,8 @@ def booster_params(said: Wanted, objective: str, n_classes: int, validated: bool
         metrics = ["logloss", "auc"][: 1 + validated]
     if metrics:
         params["eval_metric"] = metrics
-    if shift and params.get("base_score") is not None:
-        params["base_score"] = np.float64(params["base_score"]).item() - shift
+    if np.any(shift) and params.get("base_score") is not None:
+        params["base_score"] = (np.asarray(params["base_score"], dtype=np.float64) - shift).tolist()
     return params
 
 

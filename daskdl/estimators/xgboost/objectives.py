@@ -92,34 +92,37 @@ def one_rank_only(params: Mapping[str, Any], objective: str, metrics: list[Any])
     return None
 
 
-def shift_of(objective: str, stats: ColumnStats, metrics: list[Any], name: Any) -> float:
+def shift_of(objective: str, stats: ColumnStats, metrics: list[Any], name: Any) -> Any:
     """What is subtracted from labels that float32, in which XGBoost holds them, cannot tell apart; mostly nothing.
+
+    A number, or an array of one for each of several labels.
 
     Raises
     ------
     DataError
         There is something to be subtracted, and the objective or a metric would not be the same.
     """
-    if isinstance(stats.mean, np.ndarray):
-        return 0.0
-    spread = (stats.m2 / max(1, stats.n)) ** 0.5
-    largest = max(abs(stats.low), abs(stats.high))
-    if not spread or np.spacing(np.float32(largest)) <= COARSE * spread:
+    mean = np.asarray(stats.mean, dtype=np.float64)
+    spread = (np.asarray(stats.m2) / max(1, stats.n)) ** 0.5
+    step = np.spacing((np.abs(mean) + spread).astype(np.float32))
+    coarse = (spread > 0) & (step > COARSE * spread)
+    if not coarse.any():
         return 0.0
     odd = [m for m in metrics if not callable(m) and m.partition("@")[0] not in SHIFTED_METRICS]
     if objective not in SHIFTED or odd:
         raise DataError(
             f"label {name!r} lies between {stats.low:,.17g} and {stats.high:,.17g}: XGBoost holds labels in float32, "
             f"which cannot tell them apart there, and {odd[0] if odd else objective} means something else for labels "
-            f"that are shifted. Subtract a constant yourself, y - {round(stats.mean):,}, or use one of "
-            f"{', '.join(SHIFTED)} with {', '.join(SHIFTED_METRICS)}."
+            f"that are shifted. Subtract a constant yourself, or use one of {', '.join(SHIFTED)} with "
+            f"{', '.join(SHIFTED_METRICS)}."
         )
-    return float(round(stats.mean))
+    shift = np.where(coarse, np.round(mean), 0.0)
+    return float(shift) if shift.ndim == 0 else shift
 
 
-def target_of(target: Target, shift: float) -> Target:
+def target_of(target: Target, shift: Any) -> Target:
     """The target for trees, which learn labels in their own unit."""
     if target.classes is not None:
         return target
-    mean: Any = np.zeros(len(target.names)) if target.names else shift
-    return Target(None, mean, np.ones(len(target.names)) if target.names else 1.0, target.names)
+    n = len(target.names)
+    return Target(None, shift + np.zeros(n) if n else shift, np.ones(n) if n else 1.0, target.names)

@@ -25,7 +25,7 @@ def made_rows(
     kinds: Sequence[str],
     n_classes: int,
     label: ColumnStats | None,
-    shift: float,
+    shift: Any,
     extras: Mapping[str, tuple[ColumnStats, int]],
 ) -> Block:
     """Make rows as those of a training are: with its classes, or its lowest and highest labels.

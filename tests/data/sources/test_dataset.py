@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,3 +117,59 @@ def test_what_is_no_dataset_is_refused() -> None:
 def test_torch_is_not_loaded() -> None:
     code = "import sys\nsys.path[:0] = {path!r}\nimport daskdl.data.sources.dataset, daskdl.data.sources.memory\n"
     assert run_elsewhere(code + "print('torch' in sys.modules)") == "False"
+
+
+class OpensLater:
+    """Opens its file at the first read, and seeks in it."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.file = path, None
+
+    def __len__(self) -> int:
+        return 256
+
+    def __getitem__(self, i: int) -> int:
+        self.file = self.file or open(self.path, "rb")  # type: ignore[assignment]  # noqa: SIM115
+        self.file.seek(i)  # type: ignore[attr-defined]
+        time.sleep(0)  # another thread may come between
+        return int(self.file.read(1)[0])  # type: ignore[attr-defined]
+
+
+def test_a_dataset_that_opens_its_file_later_is_sent_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_bytes(bytes(range(256)))
+    source = DatasetSource(OpensLater(str(tmp_path / "rows")), group_rows=16)
+    assert source.head(3).x.tolist() == [0, 1, 2]
+    check_source(source)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda g: [v for c in source.read(g % 16, 0, 16) for v in c["x"].to_pylist()], range(64)))
+    assert found == [list(range(16 * (g % 16), 16 * (g % 16) + 16)) for g in range(64)]
+
+
+def test_what_cannot_be_sent_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_bytes(bytes(256))
+    opened = OpensLater(str(tmp_path / "rows"))
+    assert opened[0] == 0
+    with pytest.raises(DataError, match="attribute make.file is a BufferedReader.*give it as it is before"):
+        DatasetSource(Rows(opened))
+
+
+def test_arrays_in_memory_are_not_copied_to_be_sent() -> None:
+    import torch
+    from torch.utils.data import TensorDataset
+
+    tensors = TensorDataset(torch.rand(20_000, 8), torch.arange(20_000))
+    source = DatasetSource(tensors)
+    assert len(source._frozen.data) < 2_000
+    assert source._frozen.thaw().tensors[0].data_ptr() == tensors.tensors[0].data_ptr()
+    assert (
+        DatasetSource(TensorDataset(tensors.tensors[0].clone(), tensors.tensors[1])).fingerprint == source.fingerprint
+    )
+
+
+def test_values_go_by_their_names() -> None:
+    rows = [{"a": 1, "b": 2}, {"b": 4, "a": 3}]
+    (chunk,) = DatasetSource(Rows(rows.__getitem__, n=2)).read(0, 0, 2)
+    assert (chunk["a"].to_pylist(), chunk["b"].to_pylist()) == ([1, 3], [2, 4])
+    for odd in ({"a": 1, "c": 2}, (1, 2)):
+        with pytest.raises(DataError, match=r"row 1 of Rows (has the names|is a tuple).*expected \['a', 'b'\]"):
+            list(DatasetSource(Rows([rows[0], odd].__getitem__, n=2)).read(0, 0, 2))

@@ -84,3 +84,15 @@ def test_images_that_are_left_out_are_said(pets: Path) -> None:
     assert notes[0] == f"1 image of {pets} left out, beside the folders that name the classes: beside.png"
     assert notes[1] == f"1 image of {pets} left out, in formats that are not read: cat/photo.HEIC"
     assert len(notes) == 2
+
+
+def test_links_are_followed_and_lead_into_no_circle(pets: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "1.png").write_bytes(b"image")
+    (pets / "linked").symlink_to(tmp_path / "more")
+    (pets / "dog" / "back").symlink_to(pets)
+    (pets / "dog" / "nothing.png").symlink_to(tmp_path / "nowhere.png")
+    source = ImageFolderSource(str(pets))
+    found = source.head(99)
+    assert source.notes[-1] == f"1 image of {pets} left out, links to nothing: dog/nothing.png"
+    assert found.file.tolist()[-1] == "linked/1.png" and len(found) == 6
