@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from distributed import Client
 
-from daskdl.clients import current_client
+from daskdl.clients import check_lies_here, current_client
 from daskdl.data.schema import Schema
 from daskdl.data.schema.stats import ColumnStats
 from daskdl.errors import DataError
@@ -73,6 +73,8 @@ def check(
         if value is not None and (not isinstance(value, (int, np.integer)) or value < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     client = current_client(client)
+    if client is not None:
+        check_lies_here(client, X, y)
     gathering = Gathering(X, y, client, step_seconds)
     gathering.facts.batch_size = batch_size
     gathering.facts.ranks = num_workers or max(1, len(gathering.facts.workers))

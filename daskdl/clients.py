@@ -105,6 +105,34 @@ def needed_client(client: Any, what: str) -> Client:
     return found
 
 
+def check_lies_here(client: Client, *data: Any) -> None:
+    """Refuse collections, and tuples of them, whose rows lie on the cluster of another client.
+
+    Raises
+    ------
+    ValueError
+        What is persisted elsewhere cannot be found by this client's workers.
+    """
+    from dask.base import is_dask_collection
+    from distributed import futures_of
+
+    things = [thing for given in data for thing in (given if isinstance(given, (tuple, list)) else [given])]
+    for future in (f for thing in things if is_dask_collection(thing) for f in futures_of(thing)):
+        other = future.client
+        if other is client or (other.status == "running" and _address(other) == _address(client)):
+            continue
+        if other.status in ("closed", "closing"):
+            raise ValueError(
+                "the frame was persisted by a client that is closed, so its rows are gone. Give the frame as it was "
+                "before persist(), or persist it again."
+            )
+        raise ValueError(
+            f"the frame lies in the memory of the cluster at {_address(other)}, where another client persisted it, and "
+            f"this client's is {_address(client)}. Compute there, `with that_client.as_current(): ...`, or give the "
+            "frame as it was before persist()."
+        )
+
+
 def _check_usable(client: Client) -> None:
     if client.asynchronous:
         raise TypeError(

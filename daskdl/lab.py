@@ -130,6 +130,10 @@ def write_configuration(folder: Path, dashboard: str, root: Path) -> None:
     layout = workspace.workspace(dashboard, notebook)
     (folder / "workspaces").mkdir()
     WorkspacesManager(str(folder / "workspaces")).save(workspace.ID, json.dumps(layout))
+    for name, text in workspace.extension().items():
+        path = folder / "data" / "labextensions" / workspace.EXTENSION / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
     overrides = folder / "config" / "labconfig" / "default_setting_overrides.json"
     overrides.parent.mkdir(parents=True)
     overrides.write_text(json.dumps(workspace.setting_overrides(dashboard)))

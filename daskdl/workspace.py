@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 ID = "daskdl"
@@ -15,6 +16,45 @@ PANES = {
     "individual-workers-memory": "Workers Memory",
 }
 """Route of the dashboard -> label, the training curves first; the last two share a place."""
+
+EXTENSION = "daskdl-lab"
+# JupyterLab drops a cell that is run before its notebook has a kernel, some seconds after it is shown, without a word;
+# the cells after it then miss what it defines. With this they wait for the kernel. It is a federated extension, in the
+# form that webpack would give it.
+PATIENCE = """
+(() => {
+  const plugin = ({ INotebookTracker }) => ({
+    id: "daskdl-lab:patience",
+    autoStart: true,
+    requires: [INotebookTracker],
+    activate: (app, tracker) => {
+      const wait = (panel) => {
+        const context = panel.sessionContext;
+        const start = context.startKernel.bind(context);
+        const begin = async () => {
+          await Promise.all([context.sessionManager.ready, context.specsManager.ready]);
+          for (let i = 0; i < 100 && !context.session?.kernel && !context.kernelPreference.name; i++)
+            await new Promise((over) => setTimeout(over, 50));  // until the notebook says which kernel it wants
+          return context.session?.kernel ? false : start();
+        };
+        let begun;  // one start for the notebook that opens and all cells that are run meanwhile
+        Object.defineProperty(context, "hasNoKernel", { get: () => !context.session?.kernel });
+        context.startKernel = () => (begun ??= begin().finally(() => { begun = undefined; }));
+      };
+      tracker.forEach(wait);
+      tracker.widgetAdded.connect((_, panel) => wait(panel));
+    },
+  });
+  let shared;
+  (window._JUPYTERLAB ??= {})["daskdl-lab"] = {
+    init: (scope) => { shared = scope; },
+    get: async () => {
+      const notebook = (await Object.values(shared["@jupyterlab/notebook"])[0].get())();
+      return () => ({ __esModule: true, default: plugin(notebook) });
+    },
+  };
+})();
+"""
 
 
 def workspace(dashboard_url: str, notebook: str | None) -> dict[str, Any]:
@@ -50,6 +90,13 @@ def setting_overrides(dashboard_url: str) -> dict[str, Any]:
         "dask-labextension:plugin": {"defaultURL": dashboard_url, "hideClusterManager": True},
         "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     }
+
+
+def extension() -> dict[str, str]:
+    """Return the files of the extension by which cells wait for their kernel, by their path in its folder."""
+    load = {"load": "static/remoteEntry.js", "extension": "./extension"}
+    package = {"name": EXTENSION, "version": "1.0.0", "jupyterlab": {"extension": True, "_build": load}}
+    return {"package.json": json.dumps(package), load["load"]: PATIENCE}
 
 
 def _layout(main: str) -> dict[str, Any]:

@@ -24,7 +24,13 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
-CELLS = len(json.loads((ROOT / "notebooks" / "00_quickstart.ipynb").read_text())["cells"])
+CELLS = json.loads((ROOT / "notebooks" / "00_quickstart.ipynb").read_text())["cells"]
+CELL_MILLISECONDS = 180_000
+KERNEL = ".jp-Toolbar-kernelName"
+ERROR = '[data-mime-type="application/vnd.jupyter.error"]'
+# whether this many code cells are done: the highest number (JupyterLab draws only the cells in view)
+RAN = """(n) => n === 0 || Math.max(...[...document.querySelectorAll(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt")]
+    .map((prompt) => Number(prompt.innerText.match(/[0-9]+/)?.[0] ?? 0))) >= n"""
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
 
@@ -48,19 +54,31 @@ def lab(browser: Any) -> None:
             assert process.stdout is not None
             url = next(found[0] for line in process.stdout if (found := re.findall(r"http://\S+/lab/\S+", line)))
             page = browser.new_page(viewport={"width": 1800, "height": 1050})
-            page.goto(url)
-            page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=60_000)
-            page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
-            page.locator(".jp-Notebook .jp-Cell").first.click()
-            page.keyboard.press("Escape")
-            for _ in range(CELLS):
-                page.keyboard.press("Shift+Enter")
-                page.wait_for_timeout(500)
-            page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=180_000)
-            page.wait_for_timeout(3_000)
-            page.screenshot(path=IMAGES / "lab.png")
+            try:
+                page.goto(url)
+                run_cells(page)
+                picture = page.screenshot()
+            finally:
+                process.send_signal(signal.SIGINT)
+            (IMAGES / "lab.png").write_bytes(picture)
             page.close()
-            process.send_signal(signal.SIGINT)
+
+
+def run_cells(page: Any) -> None:
+    """Run the cells of the notebook one after the other, each when the one before is done; exits if one has failed."""
+    page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=60_000)
+    page.wait_for_selector(f'{KERNEL}:has-text("Python 3")', timeout=60_000)  # an "idle" notebook may have none yet
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+    page.locator(".jp-Notebook .jp-Cell").first.click()
+    page.keyboard.press("Escape")
+    done = 0
+    for cell in CELLS:
+        page.keyboard.press("Shift+Enter")
+        done += cell["cell_type"] == "code"
+        page.wait_for_function(RAN, arg=done, timeout=CELL_MILLISECONDS)
+        if errors := page.locator(f".jp-Notebook {ERROR}").all_inner_texts():
+            sys.exit(f"No picture was taken: code cell {done} of the notebook failed.\n{errors[0]}")
+    page.wait_for_timeout(3_000)  # the panes of the dashboard catch up
 
 
 def training(browser: Any) -> None:

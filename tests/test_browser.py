@@ -145,6 +145,28 @@ def test_the_quickstart_runs_and_its_curve_moves(page: Any, folder: Path) -> Non
         assert len(sizes) >= 4, f"the curve on the Training pane did not move: its data had the sizes {sorted(sizes)}"
 
 
+def test_cells_that_are_run_before_there_is_a_kernel_wait_for_it(page: Any, tmp_path: Path) -> None:
+    cells = [nbformat.v4.new_code_cell(code) for code in ("a = 1\na", "b = a + 1\nb", "c = b + 1\nc")]
+    about = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), tmp_path / NOTEBOOK)
+    with running_lab(tmp_path, "--port", "0", "--dashboard-port", "0") as (_, url, _):
+        page.goto(url)
+        page.locator(".jp-Notebook .jp-Cell").first.click(force=True)
+        page.keyboard.press("Escape")
+        for place in (1, 2, 3):
+            # until JupyterLab takes keys at all; after the last cell it makes a new one
+            assert eventually(page, lambda n=place: active_cell(page) >= n or page.keyboard.press("Shift+Enter"), 30)
+        assert eventually(page, lambda: ran(page) == 3, 60)
+        assert page.locator(".jp-Notebook .jp-OutputArea-output").all_inner_texts() == ["1", "2", "3"]
+
+
+def active_cell(page: Any) -> int:
+    """The place of the cell that is selected."""
+    found = page.locator(".jp-Notebook .jp-Cell")
+    return next((i for i, cell in enumerate(found.all()) if "jp-mod-active" in (cell.get_attribute("class") or "")), 0)
+
+
 def test_the_stop_button_stops_a_training(page: Any) -> None:
     rng = np.random.default_rng(0)
     X = pd.DataFrame(rng.normal(size=(3_000, 4)), columns=list("abcd"))

@@ -17,14 +17,15 @@ import torch  # noqa: F401  what is timed here should not pay for it
 from distributed import Client, LocalCluster
 
 import daskdl
-from daskdl.errors import ConnectionFailed
+from daskdl.errors import ConnectionFailed, NotEnoughWorkers
+from daskdl.tracking.folder import set_root
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
 
 
 @contextmanager
-def soon(seconds: float = 5.0) -> Iterator[None]:
-    """What is inside ends by itself, and at once: within a second where nothing else computes, five are given."""
+def soon(seconds: float = 20.0) -> Iterator[None]:
+    """What is inside waits for nothing: it takes tenths of a second, and more only where others compute."""
     began = time.monotonic()
     yield
     assert time.monotonic() - began < seconds
@@ -52,9 +53,9 @@ def loop(context: daskdl.Context) -> None:
         pass
 
 
-def doors(rows: pd.DataFrame, cache: Path) -> dict[str, Callable[[Client], Any]]:
+def doors(rows: Any, cache: Path) -> dict[str, Callable[[Client], Any]]:
     """Every way in that works on a client, given it."""
-    lazy = dd.from_pandas(rows, npartitions=2)
+    lazy = dd.from_pandas(rows, npartitions=2) if isinstance(rows, pd.DataFrame) else rows
     X, y = lazy[["a", "b", "c"]], lazy["y"]
     return {
         "connect": lambda client: daskdl.connect(client),
@@ -65,9 +66,9 @@ def doors(rows: pd.DataFrame, cache: Path) -> dict[str, Callable[[Client], Any]]
     }
 
 
-def current_doors(rows: pd.DataFrame, cache: Path) -> dict[str, Callable[[], Any]]:
+def current_doors(rows: Any, cache: Path) -> dict[str, Callable[[], Any]]:
     """The same of the current client, and those that take no other."""
-    lazy = dd.from_pandas(rows, npartitions=2)
+    lazy = dd.from_pandas(rows, npartitions=2) if isinstance(rows, pd.DataFrame) else rows
     X, y = lazy[["a", "b", "c"]], lazy["y"]
     return {
         **{name: (lambda door=door: door(None)) for name, door in doors(rows, cache).items() if name != "connect"},
@@ -119,3 +120,78 @@ def test_staging_uses_the_current_client(client: Client, rows: pd.DataFrame, tmp
 def test_a_run_belongs_to_the_current_client(client: Client, other: Client) -> None:
     with other.as_current(), daskdl.Run.start("here", "by hand", {}) as run:
         assert run._feed is not None and run._feed.client is other
+
+
+@pytest.mark.parametrize("door", [door for door in CURRENT_DOORS if door != "spmd.run"])
+def test_a_frame_that_lies_on_another_cluster_is_refused(
+    door: str, client: Client, other: Client, rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    elsewhere = other.persist(dd.from_pandas(rows, npartitions=2))
+    with soon(), pytest.raises(ValueError, match=r"persist.*as it was before persist\(\)|persisted frame"):
+        current_doors(elsewhere, tmp_path)[door]()
+
+
+def test_a_frame_of_a_client_that_is_closed_is_refused(client: Client, rows: pd.DataFrame) -> None:
+    with Client(client.scheduler.address, set_as_default=False) as second:
+        frame = second.persist(dd.from_pandas(rows, npartitions=2))
+    with soon(), pytest.raises(ValueError, match="persisted by a client that is closed"):
+        daskdl.XGBClassifier(n_estimators=1).fit(frame[["a", "b"]], frame["y"])
+
+
+def test_a_frame_of_another_client_of_this_scheduler_is_trained_on(client: Client, rows: pd.DataFrame) -> None:
+    with Client(client.scheduler.address, set_as_default=False) as second:
+        frame = second.persist(dd.from_pandas(rows, npartitions=2))
+        model = daskdl.XGBClassifier(n_estimators=5, verbose=0).fit(frame[["a", "b"]], frame["y"])
+    assert model.score(rows[["a", "b"]], rows["y"]) > 0.9
+
+
+def test_the_cluster_of_the_current_client_trains(client: Client, other: Client, rows: pd.DataFrame) -> None:
+    with other.as_current():
+        elsewhere = other.persist(dd.from_pandas(rows, npartitions=2))
+        model = daskdl.XGBClassifier(n_estimators=2, verbose=0).fit(elsewhere[["a", "b"]], elsewhere["y"])
+    assert model.run_.state == "finished"
+
+
+def test_a_cluster_without_workers_is_refused(rows: pd.DataFrame, tmp_path: Path) -> None:
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as empty,
+        empty.as_current(),
+    ):
+        for door in ("fit", "fit of trees", "train"):
+            with soon(), pytest.raises(NotEnoughWorkers, match=r"has no workers yet.*scale\(n\)"):
+                current_doors(dd.from_pandas(rows, npartitions=2), tmp_path)[door]()
+
+
+@pytest.mark.parametrize("door", ["fit", "fit of trees", "train", "fit in the background"])
+def test_a_place_for_runs_that_cannot_be_written_is_noticed_first(
+    door: str, client: Client, rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    computed = tmp_path / "computed"
+    (tmp_path / "file").write_text("no folder")
+    set_root(tmp_path / "file")
+    lazy = dd.from_pandas(rows, npartitions=2).map_partitions(marked, str(computed), meta=rows.iloc[:0])
+    with soon(), pytest.raises(OSError, match="runs cannot be kept in .*daskdl.connect"):
+        current_doors(lazy, tmp_path)[door]()
+    assert not computed.exists()
+
+
+@pytest.mark.parametrize("door", ["fit", "fit of trees", "train"])
+def test_checkpoints_that_cannot_be_written_are_noticed_first(
+    door: str, client: Client, rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    bad = str(tmp_path / "file" / "checkpoints")
+    calls: dict[str, Callable[[], Any]] = {
+        "fit": lambda: daskdl.TorchClassifier(checkpoints=bad).fit(rows[["a"]], rows["y"]),
+        "fit of trees": lambda: daskdl.XGBClassifier(checkpoints=bad).fit(rows[["a"]], rows["y"]),
+        "train": lambda: daskdl.train(loop, (rows[["a"]], rows["y"]), checkpoints=bad),
+    }
+    with soon(), pytest.raises(OSError, match="checkpoints=.*file.* cannot be written to by the workers"):
+        calls[door]()
+
+
+def marked(part: pd.DataFrame, path: str) -> pd.DataFrame:
+    """Leave a note that something was computed."""
+    Path(path).touch()
+    return part

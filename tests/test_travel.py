@@ -114,6 +114,17 @@ def test_what_a_source_is_made_with_travels_too(client: Client, rows: dd.DataFra
     assert clf.predict(source).compute().tolist()[::399] == [1, 0]
 
 
+def test_functions_that_a_lazy_frame_is_made_with_travel_too(client: Client, rows: dd.DataFrame, code: Code) -> None:
+    code.write({"steps.py": "SIGN = -1\ndef turned(frame, by):\n    return frame.assign(a=frame.a * SIGN * by)"})
+    steps = code.imported("steps")
+    before = set(client.scheduler_info(n_workers=-1)["workers"])
+    frame = rows.map_partitions(steps.turned, 2, meta=rows._meta)
+    clf = daskdl.XGBClassifier(n_estimators=3, verbose=0).fit(frame[FEATURES], frame["late"])
+    here = clf.predict(steps.turned(rows.compute(), 2)[FEATURES])
+    assert clf.predict(frame[FEATURES]).compute().tolist() == here.tolist()
+    assert set(client.scheduler_info(n_workers=-1)["workers"]) == before
+
+
 def test_gangs_errors_and_results_of_own_classes(client: Client, code: Code) -> None:
     code.write(
         {

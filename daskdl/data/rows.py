@@ -14,6 +14,7 @@ import pyarrow as pa
 from distributed import Client, futures_of
 
 from daskdl.clients import how_to_get_one
+from daskdl.data.carrying import with_code
 from daskdl.data.encoders import Encoder, encode_piece
 from daskdl.data.extras import Columns, Extras, check_extras
 from daskdl.data.frame import LABEL, NO_TARGET, Frame, is_lazy, no_such_column, source_label
@@ -176,6 +177,7 @@ def read_rows(
         _check_weight(X.names, asked)
         return _rows_of_source(X, asked, client)
     frame, label, columns = joined(X, y, kinds, extras, several)
+    frame = with_code(frame)
     twin = label_twin(y, frame.columns)
     asked = replace(asked, label=label, extras=columns, twin=twin)
     _check_weight(list(frame.columns), asked)

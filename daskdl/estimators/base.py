@@ -14,7 +14,6 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
-from daskdl.clients import current_client
 from daskdl.data.frame import (
     NO_TARGET,
     array_like,
@@ -35,6 +34,7 @@ from daskdl.errors import DataError
 from daskdl.estimators import saving
 from daskdl.estimators.predict import Outputs, Predictor, predict
 from daskdl.run import Run
+from daskdl.training.begin import begin
 from daskdl.travel import pack
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ class DaskEstimator(BaseEstimator):
 
     # -- fit --------------------------------------------------------------------------------------------------
 
-    def _client(self) -> Client | None:
-        """The client to train with; what cannot be sent to its workers is refused here, before rows are read."""
-        client = current_client()
+    def _client(self, *data: Any) -> Client | None:
+        """The client to train with on some data; what cannot be done is refused here, before rows are read."""
+        client = begin(None, getattr(self, "checkpoints", None), *data)
         for name, value in self.get_params(deep=False).items() if client is not None else ():
             if not isinstance(value, (str, int, float, type(None))):
                 pack(value, name)

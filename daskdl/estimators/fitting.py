@@ -56,7 +56,7 @@ def fit_network(resumed: Resumed | None, estimator: Any, request: Request) -> An
     """Train; what ``daskdl.resume`` calls, too. Sets the fitted attributes of the estimator and returns it."""
     fitting = _Fitting(estimator, request)
     fitting.check()
-    client = estimator._client()
+    client = estimator._client(request.X, request.y, request.validation_data)
     rows = fitting.read(client)
     module, objective, takes_one_row = fitting.made(rows)
     validation = fitting.read_validation(client)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from daskdl.data.carrying import with_code
 from daskdl.data.frame import as_frame, is_lazy, to_pandas
 from daskdl.data.schema import Schema
 from daskdl.data.schema.target import Target
@@ -94,7 +95,7 @@ def predict(predictor: Any, X: Any, what: str, aside: Sequence[Any] = (), beside
     meta = getattr(predictor, f"{what}_part")(to_pandas(frame._meta)[names])
     # one copy per worker, not one per partition
     once = dask.delayed(pack(predictor, "the fitted estimator"), pure=False)
-    found = frame.map_partitions(_part, once, f"{what}_part", names, meta=meta)
+    found = with_code(frame).map_partitions(_part, once, f"{what}_part", names, meta=meta)
     return Probabilities.of(found, predictor) if what == "probabilities" else found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -18,7 +19,7 @@ from daskdl.data.frame import is_lazy
 from daskdl.errors import CannotTravel
 from daskdl.execution import spmd
 from daskdl.run import Run, load_run
-from daskdl.tracking.folder import Folder, is_remote, new_id, resolve_root
+from daskdl.tracking.folder import Folder, check_writable, is_remote, new_id, resolve_root
 from daskdl.tracking.record import RunRecord
 from daskdl.travel import pack
 from daskdl.workers import workers_of
@@ -44,6 +45,7 @@ def in_background(
         The process ended before it began the run; the text has the end of its log.
     """
     spmd.span_of(num_workers)
+    check_writable(resolve_root())
     if client is not None:
         spmd.choose_workers(client, num_workers)
     elsewhere = client is not None and client.cluster is None
@@ -96,9 +98,12 @@ def in_background(
 
 
 def persisted(args: Any) -> bool:
-    """Whether there is a frame among the arguments, or in tuples among them, whose rows lie in workers' memory."""
-    things = [thing for arg in args for thing in (arg if isinstance(arg, tuple) else [arg])]
-    return any(is_lazy(thing) and futures_of(thing) for thing in things)
+    """Whether there is a frame among the arguments, or inside of them, whose rows lie in workers' memory."""
+    if isinstance(args, (tuple, list)):
+        return any(map(persisted, args))
+    if dataclasses.is_dataclass(args) and not isinstance(args, type):  # what fit was called with
+        return persisted(list(vars(args).values()))
+    return is_lazy(args) and bool(futures_of(args))
 
 
 def attach(run_id: str, root: str | os.PathLike[str] | None = None) -> Run:

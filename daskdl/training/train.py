@@ -20,6 +20,7 @@ from daskdl.errors import CannotTravel
 from daskdl.execution.interrupts import noted_interrupts
 from daskdl.run import Run
 from daskdl.tracking.record import ENDED
+from daskdl.training.begin import begin
 from daskdl.training.checkpoints import Checkpoints
 from daskdl.training.following import attach, in_background
 from daskdl.training.job import Job, NumWorkers, check_sizes, rules_of, started, weight_column
@@ -226,7 +227,7 @@ def _train(
     client: Client | None = None,
 ) -> Result:
     """Do what ``train`` was asked to, from the beginning or from where it was left."""
-    client, ask = current_client(client), options.get
+    client, ask = begin(client, options["checkpoints"], *data), options.get
     classes, kinds, sampling = options["classes"], ask("kinds"), ask("sampling")
     weight = weight_column(sampling)
     rows = read_rows(*data, classes=classes, client=client, weight=weight, kinds=kinds, several=not classes)

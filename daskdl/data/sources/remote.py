@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -25,6 +26,7 @@ CHANGED = (
     "make the source again to train on what is there now."
 )
 
+_MAGIC = re.compile(r"[*?\[]")
 T = TypeVar("T")
 Piece = TypeVar("Piece", bytes, pa.RecordBatch)
 
@@ -143,9 +145,19 @@ def listed(fs: Any, path: str, look: Callable[[], T]) -> T:
         ) from error
 
 
+def _pattern(fs: Any, one: str) -> str:
+    """Return a glob pattern that takes the folders that are there, such as ``/data [2013]``, letter by letter."""
+    parts = one.split("/")
+    for n in range(len(parts) - 1, 0, -1):
+        folder = "/".join(parts[:n])
+        if _MAGIC.search(folder) and fs.isdir(folder):
+            return re.sub(_MAGIC, r"[\g<0>]", folder) + one[len(folder) :]
+    return one
+
+
 def _files_at(fs: Any, one: str, suffixes: tuple[str, ...]) -> list[str]:
-    if any(c in one for c in "*?["):
-        return sorted(name for name in fs.glob(one) if not fs.isdir(name))
+    if _MAGIC.search(one) and not fs.exists(one):  # what is there under that very name is no pattern
+        return sorted(name for name in fs.glob(_pattern(fs, one)) if not fs.isdir(name))
     if fs.isdir(one):
         return sorted(n for n in fs.find(one) if n.endswith(suffixes) and not _is_hidden(n[len(one) :]))
     return [one]

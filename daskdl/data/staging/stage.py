@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from dask.delayed import delayed
 from distributed import Client, as_completed
 
-from daskdl.clients import needed_client
+from daskdl.clients import check_lies_here, needed_client
 from daskdl.data.sources.fingerprint import fingerprint, fingerprint_of_columns
 from daskdl.data.sources.tables import table_of
 from daskdl.data.staging.cache import Entry, bound, entries
@@ -124,6 +124,7 @@ def stage(
     """
     _check(frame)
     client = needed_client(client, "staging computes a Dask DataFrame")
+    check_lies_here(client, frame)
     place = Place(cache or default_cache(), storage_options or {})
     check_shared(place, client)
     fs, root = place.open()

@@ -250,7 +250,7 @@ tree_method, device
         said, sets = self._wanted(), sets_of(validation_data, extras)
         self._check(said, sets, extras)
         y = extras["label_lower_bound"] if y is None and "label_lower_bound" in extras else y
-        client, start = self._client(), start_of(xgb_model)
+        client, start = self._client(X, y, validation_data), start_of(xgb_model)
         rows = self._read(X, y, client, moments=False, extras=extras, several=not isinstance(self, ClassifierMixin))
         self._aside = [name for name in extras.values() if isinstance(name, str)]
         job = self._job(said, rows, label_names(y), sets, start, client, workers_for(resumed, self.num_workers))
