@@ -21,7 +21,8 @@ import json
 
 import numpy as np
 
-from daskdl.data.order import SampleOrder, layout
+from daskdl.data.lanes import layout
+from daskdl.data.order import SampleOrder
 
 GROUPS, GROUP_ROWS, BATCH = 64, 62_500, 4_096
 ROW_BYTES, OPEN_BYTES = 88, 5.5e6

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from daskdl.data.order import HELD_BYTES
+from daskdl.data.lanes import HELD_BYTES
 from daskdl.preflight.facts import Facts, Pieces, Worker
 from daskdl.preflight.report import Finding
 from daskdl.tracking.summary import count, duration

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskdl.data.order import HELD_BYTES, SampleOrder, choose_lanes, layout
+from daskdl.data.lanes import HELD_BYTES, choose_lanes, layout
+from daskdl.data.order import SampleOrder
 
 orders = st.builds(
     SampleOrder,

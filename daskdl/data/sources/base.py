@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from daskdl.data.order import layout
+from daskdl.data.lanes import layout
 from daskdl.errors import DataError
 from daskdl.travel import Packed, pack
 
