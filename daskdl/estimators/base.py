@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import dask
+import dask.array as da
 import dask.dataframe as dd
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -296,6 +297,8 @@ def _compared(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
         y = X.to_dask()[source_label(X, y)]
     elif names_column(X, y):
         X, y = label_column(X, y)
+    if isinstance(y, da.Array):  # of another kind of graph, which Dask computes apart
+        y = y.compute()
     y, found = dask.compute(with_objects(y) if isinstance(y, dd.Series) else y, estimator.predict(X))
     return estimator.target_.known(to_pandas(y)), found
 

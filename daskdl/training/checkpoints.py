@@ -193,7 +193,7 @@ class CheckpointFolder:
             It is missing, or not what was written.
         """
         whole = self._load(saved.name, saved)
-        return Commit(whole["step"], whole["state"], whole["uses"], whole["gradients"])
+        return Commit(whole["step"], whole["state"], whole["uses"], whole.get("gradients", {}))
 
     def newest(self) -> Commit | None:
         """Read the one written last, or, with a warning, the last one that is not damaged; None if there are none.

@@ -182,7 +182,7 @@ def column_kind(name: Any, dtype: Any) -> str:
         dtype = dtype.pyarrow_dtype
     if isinstance(dtype, pd.SparseDtype):
         dtype = dtype.subtype
-    if pd.api.types.is_complex_dtype(dtype):
+    if not isinstance(dtype, pa.DataType) and pd.api.types.is_complex_dtype(dtype):
         raise DataError(
             f"Complex data not supported: column {name!r} has dtype {dtype}. Give its real and imaginary parts as two "
             "columns."

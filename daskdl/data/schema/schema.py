@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -89,12 +90,16 @@ class Schema:
 
     def __post_init__(self) -> None:
         made = [*RESERVED, *(name for c in self.field_columns for name in c.example(0))]
-        double = sorted({name for name in made if made.count(name) > 1})
+        double = sorted(name for name, n in Counter(made).items() if n > 1)
         if double:
             raise DataError(
                 f"columns would become tensors of the same name: {double}. The names {', '.join(RESERVED)} and, beside "
                 "a list or a text, <name>_length are taken: rename these columns."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what follows from the columns."""
+        return {"columns": self.columns, "missing": self.missing}
 
     @classmethod
     def learn(cls, frame: Any, missing: Missing = "impute", kinds: Kinds | None = None) -> Schema:
@@ -157,27 +162,27 @@ class Schema:
         """Column names, in order."""
         return [c.name for c in self.columns]
 
-    @property
+    @cached_property
     def number_columns(self) -> list[Dense]:
         """The columns that become ``numbers``: numbers and dates."""
         return [c for c in self.columns if isinstance(c, Dense)]
 
-    @property
+    @cached_property
     def category_columns(self) -> list[Category]:
         """The columns that are categories."""
         return [c for c in self.columns if isinstance(c, Category)]
 
-    @property
+    @cached_property
     def field_columns(self) -> list[Field]:
         """The columns that become a tensor of their own."""
         return [c for c in self.columns if isinstance(c, Field)]
 
-    @property
+    @cached_property
     def indicators(self) -> list[Dense]:
         """The columns that get one more feature in ``numbers``, which says where they were missing."""
         return [c for c in self.number_columns if self.missing == "indicator" and c.n_missing]
 
-    @property
+    @cached_property
     def n_numbers(self) -> int:
         """Width of ``numbers``."""
         return sum(c.width for c in self.number_columns) + len(self.indicators)
@@ -258,7 +263,8 @@ class Schema:
         """Standardised numbers and dates, then indicators: shape (n_rows, n_numbers), row-major."""
         read = [read_column(column, chunk, column.read) for column in self.number_columns]
         out = np.empty((len(chunk), self.n_numbers), dtype=np.float32)
-        marked = [column in self.indicators for column in self.number_columns]
+        indicated = set(map(id, self.indicators))
+        marked = [id(column) in indicated for column in self.number_columns]
         if not fill_numbers(out, self.number_columns, read, marked) and self._refuses:
             pairs = zip(self.number_columns, read, strict=True)
             self._refuse_nan(sum(int(column.missing(x).sum()) for column, x in pairs))

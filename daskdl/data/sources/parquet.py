@@ -29,6 +29,7 @@ PREBUFFER_BYTES = 1 << 26  # a remote row group up to this size is fetched in fe
 FOOTER_THREADS = 16
 CHUNK_BYTES = 6 << 20
 MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 256, 65_536
+MIN_WIDE_ROWS, WIDE = 1_024, 8  # a row for each eight columns, to this number: every column costs time in each chunk
 SUFFIXES = (".parquet", ".parq", ".pq")
 
 
@@ -288,7 +289,8 @@ class ParquetSource(Source):
     @property
     def _chunk_rows(self) -> int:
         """Rows decoded at a time: many where they are narrow, as threads wait for the interpreter at each step."""
-        return int(min(max(CHUNK_BYTES / self.row_bytes, MIN_CHUNK_ROWS), MAX_CHUNK_ROWS))
+        least = max(MIN_CHUNK_ROWS, min(MIN_WIDE_ROWS, len(self.columns) // WIDE))
+        return int(min(max(CHUNK_BYTES / self.row_bytes, least), MAX_CHUNK_ROWS))
 
     def _prebuffer(self, group: int) -> bool:
         return not is_local(self._fs) and float(self._raw_counts[group]) * self.row_bytes <= PREBUFFER_BYTES

@@ -9,6 +9,7 @@ import pandas as pd
 import xgboost
 from sklearn.utils.validation import check_is_fitted
 
+from daskdl.data.frame import array_like
 from daskdl.data.joining import joined
 from daskdl.data.sources.base import Source
 from daskdl.estimators.base import DaskEstimator
@@ -109,7 +110,8 @@ class FittedTrees(DaskEstimator):
         rounds = iteration_range or ((0, int(best) + 1) if best else (0, 0))
         names = tuple(self._outputs_of_rows)
         how = (self.objective_, names, (int(rounds[0]), int(rounds[1])), approximate, beside)
-        return predict(TreePredictor(self.model_, self.schema_, self.target_, *how), frame, what, aside, beside)
+        predictor = TreePredictor(self.model_, self.schema_, self.target_, *how)
+        return array_like(X, predict(predictor, frame, what, aside, beside))
 
     def _is_weight(self, name: Any) -> bool:
         return name in self._aside and name not in self.schema_.names
