@@ -113,7 +113,7 @@ class Recording:
         run._store.create(run.record, run._changed, run.environment)
         return run
 
-    def log(self, step: int, **values: float) -> None:
+    def log(self, step: int, /, **values: float) -> None:
         """Record the values of one step, such as ``run.log(10, train_loss=0.5)``."""
         self._must_run("log")
         self._say("metrics", points=[[int(step), {k: float(v) for k, v in values.items()}]], epoch=None)
