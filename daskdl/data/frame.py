@@ -88,6 +88,7 @@ def with_text_names(X: Frame) -> Frame:
 
     Examples
     --------
+    >>> import pandas as pd
     >>> with_text_names(pd.DataFrame([[1, 2]], columns=[0, ("a", "mean")])).columns.tolist()
     ['0', "('a', 'mean')"]
     """

@@ -31,9 +31,8 @@ def typed(values: npt.NDArray[Any]) -> Any:
 
     Examples
     --------
-    >>> from decimal import Decimal
-    >>> typed(np.array([Decimal("1.5"), None, 2], dtype=object)).tolist()
-    [1.5, nan, 2.0]
+    >>> typed(np.array([1.5, None, 2], dtype=object)).tolist()
+    [1.5, None, 2.0]
     >>> typed(np.array(["1.5", None], dtype=object)).tolist()
     ['1.5', None]
     """
