@@ -202,7 +202,8 @@ def read_rows(
 
 
 def _check_weight(names: Sequence[Any], asked: Asked) -> None:
-    features = [name for name in names if name not in asked.aside or name == asked.weight]
+    others = set(replace(asked, weight=None).aside)
+    features = [name for name in names if name not in others]
     if asked.weight is not None and asked.weight not in features:
         raise DataError(
             f"sampling={asked.weight!r} is no column of X beside the label; the others are {features[:20]}. Give the "

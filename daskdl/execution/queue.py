@@ -108,9 +108,11 @@ class QueuePlugin(SchedulerPlugin):
         return request.id not in self.waiting
 
     def take_free(self, request: Request, most: int) -> list[str]:
-        """Give at once up to ``most`` of the workers that nobody holds and nobody waits for."""
-        wanted = {worker for other in self.waiting.values() for worker in other.workers}
-        free = [w for w in request.workers if w in self.scheduler.workers and w not in self.held and w not in wanted]
+        """Give at once up to ``most`` of the workers that nobody holds, whoever waits for them.
+
+        A run that has lost a worker needs another one to go on, and those that wait may wait for what it holds.
+        """
+        free = [worker for worker in request.workers if worker in self.scheduler.workers and worker not in self.held]
         self.held |= dict.fromkeys(free[:most], request)
         return free[:most]
 

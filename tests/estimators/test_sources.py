@@ -139,7 +139,7 @@ def test_a_row_group_sorted_by_its_label_is_learned(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One group that no window holds, its second class at the end: check and fit take it, and fit learns it."""
-    monkeypatch.setattr("daskdl.data.order.HELD_BYTES", 1 << 18)
+    monkeypatch.setattr("daskdl.data.lanes.HELD_BYTES", 1 << 18)
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(12_000, 3)).astype("float32"), columns=list("abc"))
     frame.assign(y=(frame.a > 0).astype(int)).sort_values("y").to_parquet(tmp_path / "rows.parquet", index=False)
     source = daskdl.ParquetSource(str(tmp_path / "rows.parquet"))
