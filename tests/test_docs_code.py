@@ -16,6 +16,7 @@ from typing import Any
 
 import fsspec
 import pytest
+import torch.distributed as dist
 import yaml
 from distributed import Client
 from faulty_store import SECRET, FaultyStore, faulty_store
@@ -128,8 +129,12 @@ def names(desk: Client) -> dict[str, Any]:
 @pytest.mark.parametrize("path", WITH_CODE, ids=name_of)
 def test_the_code_of_a_page_runs(path: Path, names: dict[str, Any], desk: Client) -> None:
     desk.wait_for_workers(4)
-    with desk.as_current():
-        after = run_blocks(path, names)
+    try:
+        with desk.as_current():
+            after = run_blocks(path, names)
+    finally:
+        if dist.is_initialized():  # by a page that is a script of its own
+            dist.destroy_process_group()
     if path.name == "tour.md":
         assert "worker_lost" in set(after["result"].run.events.event)
         assert Path("late-flights").is_dir()
