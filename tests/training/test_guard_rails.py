@@ -72,8 +72,8 @@ def hangs(margins: Any, rows: Any) -> Any:
 def _hang_in_round_10() -> None:
     """Have the rank of this worker's process call an objective in its tenth round, from inside XGBoost."""
     update = xgboost.Booster.update
-    xgboost.Booster.update = lambda self, rows, iteration: update(  # type: ignore[method-assign]
-        self, rows, iteration, hangs if iteration == 10 else None
+    xgboost.Booster.update = lambda self, rows, iteration, fobj=None: update(  # type: ignore[method-assign]
+        self, rows, iteration, hangs if iteration == 10 else fobj
     )
 
 
